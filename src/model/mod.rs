@@ -1,0 +1,18 @@
+//! The words of the domain as plain types: ids, triggers, versions, invocations, outcomes.
+//!
+//! No I/O, no async, no proto: everybody may use this module, and it uses nobody.
+
+mod ids;
+mod invocation;
+mod limits;
+mod trigger;
+mod version;
+
+pub use ids::{AppId, EventId, IdError, InvocationId, VersionNumber};
+pub use invocation::{
+    DecidedBy, Denial, Event, EventState, FailureKind, FunctionFailure, Invocation, InvocationStatus, LogLevel,
+    LogLine, LogSource, Outcome, RawJson, Timings, Verdict,
+};
+pub use limits::{Limits, LimitsError};
+pub use trigger::{Catalogue, CatalogueError, Trigger, TriggerDeclaration, TriggerType};
+pub use version::{FailureAction, FailurePolicy, Function, RetryPolicy, Version, VersionState};
