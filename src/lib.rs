@@ -1,4 +1,6 @@
 pub mod model;
+pub mod sandbox;
+pub mod worker;
 
 /// Generated from `proto/`. Appears only in `api`, `cli` and the tests.
 #[allow(clippy::all, missing_docs)]

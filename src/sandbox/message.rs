@@ -1,0 +1,159 @@
+//! What the service and the broker say to each other: a length (u32, little endian), then JSON; descriptors travel with the length.
+
+use std::io::{self, IoSlice, IoSliceMut, Read, Write};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc;
+
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::{Exit, Spec};
+
+/// Environment, arguments and paths fit many times over.
+const MESSAGE_BYTES_MAX: usize = 4 << 20;
+/// 1, 2, 3 and 4 of a worker.
+const DESCRIPTORS_MAX: usize = 4;
+
+/// Names a child for as long as the service runs; pids are reused, these are not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub(super) struct ChildId(pub u64);
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Request {
+    Spawn { id: ChildId, spec: Box<Spec> },
+    Kill { id: ChildId },
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Reply {
+    Started {
+        id: ChildId,
+        pid: u32,
+    },
+    NotStarted {
+        id: ChildId,
+        reason: String,
+    },
+    /// Said once nothing of the child's tree is left.
+    Exited {
+        id: ChildId,
+        exit: Exit,
+    },
+}
+
+/// Sends what comes in until the queue or the socket closes.
+pub(super) fn send_all(socket: &UnixStream, queue: &mpsc::Receiver<(Request, Vec<OwnedFd>)>) {
+    while let Ok((request, descriptors)) = queue.recv() {
+        if let Err(err) = send(socket, &request, &descriptors) {
+            tracing::error!(%err, "failed to send to the sandbox broker");
+            return;
+        }
+        // The descriptors close here: from now on only the child holds its ends.
+    }
+    // No handle is left: tell the broker, although the receiving thread keeps its clone of the socket.
+    let _ = socket.shutdown(std::net::Shutdown::Write);
+}
+
+pub(super) fn send_reply(socket: &UnixStream, reply: &Reply) -> io::Result<()> {
+    send(socket, reply, &[])
+}
+
+/// `None` when the service closed its end.
+pub(super) fn receive_request(socket: &UnixStream) -> io::Result<Option<(Request, Vec<OwnedFd>)>> {
+    receive(socket)
+}
+
+/// `None` when the broker closed its end.
+pub(super) fn receive_reply(socket: &UnixStream) -> io::Result<Option<Reply>> {
+    Ok(receive(socket)?.map(|(reply, _)| reply))
+}
+
+fn send<T: Serialize>(mut socket: &UnixStream, message: &T, descriptors: &[OwnedFd]) -> io::Result<()> {
+    let body = serde_json::to_vec(message)?;
+    if body.len() > MESSAGE_BYTES_MAX {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "message too large"));
+    }
+    let length = u32::try_from(body.len()).map_err(io::Error::other)?.to_le_bytes();
+    let raw: Vec<_> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
+    let rights = [ControlMessage::ScmRights(&raw)];
+    let control = if raw.is_empty() { &[][..] } else { &rights[..] };
+    let sent = sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(&length)], control, MsgFlags::MSG_NOSIGNAL, None)?;
+    socket.write_all(&length[sent..])?;
+    socket.write_all(&body)
+}
+
+fn receive<T: DeserializeOwned>(mut socket: &UnixStream) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
+    let mut length = [0u8; 4];
+    let mut space = nix::cmsg_space!([i32; DESCRIPTORS_MAX]);
+    let mut parts = [IoSliceMut::new(&mut length)];
+    let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+    let message = recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut space), flags)?;
+    let received = message.bytes;
+    let mut descriptors = Vec::new();
+    for control in message.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(raw) = control {
+            // SAFETY: the kernel has just made these descriptors for us; nobody else owns them.
+            descriptors.extend(raw.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+        }
+    }
+    if received == 0 {
+        return Ok(None);
+    }
+    socket.read_exact(&mut length[received..])?;
+    let length = u32::from_le_bytes(length) as usize;
+    if length > MESSAGE_BYTES_MAX {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "message too large"));
+    }
+    let mut body = vec![0; length];
+    socket.read_exact(&mut body)?;
+    Ok(Some((serde_json::from_slice(&body)?, descriptors)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+
+    use super::super::ExitStatus;
+    use super::*;
+
+    #[test]
+    fn descriptors_arrive_with_their_request() {
+        let (a, b) = UnixStream::pair().expect("socket pair");
+        let (read, mut write) = io::pipe().expect("pipe");
+        send(&a, &Request::Kill { id: ChildId(7) }, &[OwnedFd::from(read)]).expect("send");
+        let (request, mut descriptors) = receive_request(&b).expect("receive").expect("open");
+        assert!(matches!(request, Request::Kill { id: ChildId(7) }));
+        write.write_all(b"x").expect("write");
+        let mut byte = [0];
+        std::fs::File::from(descriptors.remove(0)).read_exact(&mut byte).expect("read");
+        assert_eq!(&byte, b"x");
+        drop(a);
+        assert!(receive_request(&b).expect("closed").is_none());
+    }
+
+    proptest! {
+        #[test]
+        fn any_reply_survives_the_socket(id: u64, pid: u32, code: i32, reason in ".{0,200}", peak in 0u64..1 << 50) {
+            let (a, b) = UnixStream::pair().expect("socket pair");
+            let exit = Exit { status: ExitStatus::Code(code), cpu_time: Duration::from_micros(9), peak_memory_bytes: peak };
+            let id = ChildId(id);
+            for reply in [Reply::Started { id, pid }, Reply::NotStarted { id, reason }, Reply::Exited { id, exit }] {
+                send_reply(&a, &reply).expect("send");
+                let back = receive_reply(&b).expect("receive").expect("open");
+                prop_assert_eq!(format!("{back:?}"), format!("{reply:?}"));
+            }
+        }
+
+        #[test]
+        fn garbage_is_an_error_not_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
+            let (mut a, b) = UnixStream::pair().expect("socket pair");
+            a.write_all(&bytes).expect("write");
+            drop(a);
+            while let Ok(Some(_)) = receive_request(&b) {}
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! Why a worker ended, from what its parent can see. Pure, so that the table below is the specification.
+
+use crate::model::{FailureKind, FunctionFailure};
+use crate::sandbox::{Exit, ExitStatus};
+
+/// What V8 prints before it aborts (isolation.md 1.4 and 1.5).
+const OUT_OF_MEMORY_MARKS: [&str; 5] = [
+    "JavaScript heap out of memory",
+    "Committing semi space failed",
+    "Allocation failed",
+    "Fatal process out of memory",
+    "process out of memory",
+];
+/// The shim's own exit codes.
+const EXIT_UNCAUGHT: i32 = 70;
+const EXIT_PROTOCOL: i32 = 71;
+
+/// The failure of the invocation that ran alone when the worker ended by itself.
+pub fn failure(exit: &Exit, stderr_tail: &str, memory_bytes: u64) -> FunctionFailure {
+    let (kind, name, message) = match exit.status {
+        ExitStatus::Signal(_) | ExitStatus::Code(_) if is_out_of_memory(exit, stderr_tail) => (
+            FailureKind::OutOfMemory,
+            "OutOfMemory",
+            format!(
+                "the worker ran out of memory: its limit is {} MiB (limits.memory_bytes), its peak was {} MiB",
+                memory_bytes >> 20,
+                exit.peak_memory_bytes >> 20
+            ),
+        ),
+        ExitStatus::Signal(signal) => {
+            let name = signal_name(signal);
+            (FailureKind::Crashed, "WorkerCrashed", format!("the worker was ended by signal {signal} ({name})"))
+        }
+        ExitStatus::Code(EXIT_UNCAUGHT) => {
+            (FailureKind::Crashed, "WorkerCrashed", "the worker ended after an uncaught error".to_owned())
+        }
+        ExitStatus::Code(EXIT_PROTOCOL) => {
+            (FailureKind::Crashed, "WorkerCrashed", "the worker could not read the service's request".to_owned())
+        }
+        ExitStatus::Code(code) => {
+            (FailureKind::Crashed, "WorkerCrashed", format!("the worker exited with code {code} before it answered"))
+        }
+        ExitStatus::Unknown => (FailureKind::Crashed, "WorkerCrashed", "the worker ended; nobody saw how".to_owned()),
+    };
+    FunctionFailure::new(kind, name, message)
+}
+
+/// V8 aborts with SIGABRT, or dies of SIGTRAP or SIGSEGV on the way, and says why first.
+fn is_out_of_memory(exit: &Exit, stderr_tail: &str) -> bool {
+    let aborted = match exit.status {
+        ExitStatus::Signal(signal) => [libc::SIGABRT, libc::SIGTRAP, libc::SIGSEGV, libc::SIGILL].contains(&signal),
+        ExitStatus::Code(code) => code == 128 + libc::SIGABRT || code == 133 || code == 134,
+        ExitStatus::Unknown => false,
+    };
+    aborted && OUT_OF_MEMORY_MARKS.iter().any(|mark| stderr_tail.contains(mark))
+}
+
+fn signal_name(signal: i32) -> &'static str {
+    nix::sys::signal::Signal::try_from(signal).map_or("unknown", nix::sys::signal::Signal::as_str)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn each_end_has_its_name() {
+        let heap = "FATAL ERROR: Reached heap limit Allocation failed - JavaScript heap out of memory";
+        let table = [
+            (ExitStatus::Signal(libc::SIGABRT), heap, FailureKind::OutOfMemory, "limit is 256 MiB"),
+            (ExitStatus::Signal(libc::SIGTRAP), heap, FailureKind::OutOfMemory, "peak was 200 MiB"),
+            (ExitStatus::Signal(libc::SIGABRT), "", FailureKind::Crashed, "SIGABRT"),
+            (ExitStatus::Signal(libc::SIGKILL), heap, FailureKind::Crashed, "SIGKILL"),
+            (ExitStatus::Code(3), "", FailureKind::Crashed, "code 3"),
+            (ExitStatus::Code(70), "", FailureKind::Crashed, "uncaught"),
+            (ExitStatus::Unknown, "", FailureKind::Crashed, "nobody saw"),
+        ];
+        for (status, stderr, kind, message) in table {
+            let exit = Exit { status, cpu_time: Duration::ZERO, peak_memory_bytes: 200 << 20 };
+            let failure = failure(&exit, stderr, 256 << 20);
+            assert_eq!(failure.kind, kind, "{status:?}");
+            assert!(failure.message.contains(message), "{}", failure.message);
+        }
+    }
+}

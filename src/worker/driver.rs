@@ -1,0 +1,669 @@
+//! The task that owns one worker process: it alone writes to it, reads from it, times it, kills it and waits for it.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Buf, BytesMut};
+use serde_json::value::RawValue;
+use tempfile::TempDir;
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::pipe;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_util::codec::{Decoder, Encoder};
+
+use crate::model::{FailureKind, FunctionFailure, InvocationId, LogLevel, LogSource, Outcome, TriggerType};
+use crate::sandbox::{Child, Exit, ExitStatus, Pipes};
+
+use super::logs::{Budget, LineBuffer, Origin, Sink};
+use super::protocol::{self, Inbound, Response, Usage};
+use super::{Command, Config, FrameCodec, Job, OnFree, Program, Reply, StartError, death};
+
+/// Between a timeout (the signal aborts, the caller is answered) and SIGKILL: a handler that heeds the signal keeps its worker.
+const OVERDUE_GRACE: Duration = Duration::from_millis(50);
+/// For an idle worker that was told to shut down.
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(1);
+/// After the process is gone its pipes hold at most what fits into them.
+const DRAIN_MAX: Duration = Duration::from_millis(500);
+/// Of stderr, to find out why it died.
+const STDERR_TAIL_BYTES: usize = 16 << 10;
+/// Room for the envelope around a result.
+const ENVELOPE_BYTES: usize = 256 << 10;
+/// What one turn of the loop takes from stdout or stderr, so that a flood cannot starve the protocol.
+const READ_BYTES: usize = 32 << 10;
+
+pub(super) struct Driver {
+    config: Arc<Config>,
+    program: Arc<Program>,
+    child: Child,
+    io: Io,
+    /// Removed when the driver ends.
+    scratch: TempDir,
+    commands: mpsc::Receiver<Command>,
+    phase: Phase,
+    in_flight: Vec<InFlight>,
+    /// For lines outside of any invocation; refilled with each one.
+    idle_budget: Budget,
+    sink: Sink,
+    killed: Option<KillCause>,
+    /// The shim said that it exits. What it did not answer by then it never began.
+    leaving: bool,
+    /// Slots that stay taken until the process is gone, as it is on its way out.
+    held: Vec<OnFree>,
+    spawned: Instant,
+}
+
+struct Io {
+    write: pipe::Sender,
+    /// Encoded requests that the pipe had no room for yet. At most one per invocation in flight.
+    outbox: BytesMut,
+    read: pipe::Receiver,
+    inbox: BytesMut,
+    codec: FrameCodec,
+    stdout: Stream,
+    stderr: Stream,
+    stderr_tail: BytesMut,
+}
+
+struct Stream {
+    pipe: pipe::Receiver,
+    lines: LineBuffer,
+    source: LogSource,
+    open: bool,
+}
+
+type Started = oneshot::Sender<Result<Duration, StartError>>;
+
+enum Phase {
+    Booting {
+        deadline: Instant,
+        started: Started,
+    },
+    Initializing {
+        deadline: Instant,
+        started: Started,
+        id: String,
+    },
+    Serving,
+    /// Finishes what it runs, then shuts down.
+    Stopping,
+    ShuttingDown {
+        deadline: Instant,
+    },
+}
+
+struct InFlight {
+    /// Random: code of an earlier invocation cannot answer for a later one.
+    id: String,
+    trigger_type: TriggerType,
+    invocation: InvocationId,
+    /// `None` once the caller was answered.
+    reply: Option<oneshot::Sender<Reply>>,
+    on_free: Option<OnFree>,
+    started: Instant,
+    /// Of the caller's answer; then of the kill.
+    deadline: Instant,
+    console_budget: Budget,
+    raw_budget: Budget,
+}
+
+#[derive(Debug, Clone)]
+enum KillCause {
+    Overdue(TriggerType),
+    /// It closed its end: it is exiting, or wants to.
+    Closed,
+    Protocol(String),
+    Start,
+    Stop,
+}
+
+enum Wake {
+    Protocol(io::Result<usize>),
+    Stdout(io::Result<usize>),
+    Stderr(io::Result<usize>),
+    Writable,
+    Command(Option<Command>),
+    Exited(Exit),
+    Timer,
+}
+
+impl Driver {
+    pub(super) fn new(
+        config: Arc<Config>,
+        program: Arc<Program>,
+        mut child: Child,
+        scratch: TempDir,
+        commands: mpsc::Receiver<Command>,
+        started: Started,
+    ) -> Option<Self> {
+        let spawned = Instant::now();
+        let io = Io::new(child.take_pipes()?, config.result_bytes_max + ENVELOPE_BYTES)?;
+        let sink = Sink::new(config.logs.clone(), &program, &config.log_limits);
+        let idle_budget = Budget::new(&config.log_limits);
+        let phase = Phase::Booting { deadline: spawned + config.ready_timeout, started };
+        Some(Self {
+            config,
+            program,
+            child,
+            io,
+            scratch,
+            commands,
+            phase,
+            in_flight: Vec::new(),
+            idle_budget,
+            sink,
+            killed: None,
+            leaving: false,
+            held: Vec::new(),
+            spawned,
+        })
+    }
+
+    /// Runs the worker to its end. On return neither it nor any descendant is alive, and every job was answered.
+    pub(super) async fn run(mut self) {
+        let exit = loop {
+            let wake = self.next_wake().await;
+            if let Wake::Exited(exit) = wake {
+                break exit;
+            }
+            self.handle(wake);
+        };
+        // What it said before it died still counts: an answer, a fault, or the reason on stderr.
+        let _ = timeout(DRAIN_MAX, self.drain()).await;
+        self.bury(&exit);
+    }
+
+    async fn next_wake(&mut self) -> Wake {
+        let timer = self.next_deadline();
+        let far = Instant::now() + Duration::from_secs(3600);
+        let serving = matches!(self.phase, Phase::Serving);
+        let Io { write, outbox, read, inbox, stdout, stderr, .. } = &mut self.io;
+        tokio::select! {
+            biased; // The protocol first: an answer that is here beats its own timeout.
+            result = read.read_buf(inbox), if self.killed.is_none() => Wake::Protocol(result),
+            exit = self.child.wait() => Wake::Exited(exit),
+            command = self.commands.recv(), if serving => Wake::Command(command),
+            _ = write.writable(), if !outbox.is_empty() && self.killed.is_none() => Wake::Writable,
+            () = sleep_until(timer.unwrap_or(far)), if timer.is_some() => Wake::Timer,
+            result = stdout.read(), if stdout.open => Wake::Stdout(result),
+            result = stderr.read(), if stderr.open => Wake::Stderr(result),
+        }
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        if self.killed.is_some() {
+            return None; // Nothing but its end is of interest now.
+        }
+        let phase = match &self.phase {
+            Phase::Booting { deadline, .. }
+            | Phase::Initializing { deadline, .. }
+            | Phase::ShuttingDown { deadline } => Some(*deadline),
+            Phase::Serving | Phase::Stopping => None,
+        };
+        self.in_flight.iter().map(|entry| entry.deadline).chain(phase).min()
+    }
+
+    fn handle(&mut self, wake: Wake) {
+        match wake {
+            Wake::Protocol(Ok(0)) => self.kill(KillCause::Closed),
+            Wake::Protocol(Ok(_)) => self.read_frames(),
+            Wake::Protocol(Err(err)) => self.kill(KillCause::Protocol(err.to_string())),
+            Wake::Stdout(result) => {
+                self.io.stdout.note(&result);
+                self.log_output(LogSource::Stdout, false);
+            }
+            Wake::Stderr(result) => {
+                self.io.stderr.note(&result);
+                self.log_output(LogSource::Stderr, false);
+            }
+            Wake::Writable => self.flush(),
+            Wake::Command(Some(Command::Invoke(job, reply))) => self.invoke(*job, reply),
+            Wake::Command(Some(Command::Stop) | None) => {
+                self.phase = Phase::Stopping;
+                self.shut_down_if_idle();
+            }
+            Wake::Command(Some(Command::Kill)) => self.kill(KillCause::Stop),
+            Wake::Timer => self.expire(Instant::now()),
+            Wake::Exited(_) => unreachable!("the loop ends there"),
+        }
+    }
+
+    fn kill(&mut self, cause: KillCause) {
+        if self.killed.is_none() {
+            self.killed = Some(cause);
+            self.child.kill();
+        }
+    }
+
+    fn send(&mut self, body: &[u8]) {
+        let mut encoder = FrameCodec::new(usize::MAX); // Our own messages: their parts were limited where they came in.
+        if encoder.encode(body, &mut self.io.outbox).is_ok() {
+            self.flush();
+        }
+    }
+
+    fn flush(&mut self) {
+        while !self.io.outbox.is_empty() {
+            match self.io.write.try_write(&self.io.outbox) {
+                Ok(written) => self.io.outbox.advance(written),
+                Err(err) if err.kind() == io::ErrorKind::WouldBlock => return,
+                Err(_) => return self.io.outbox.clear(), // It is dying; its exit says how.
+            }
+        }
+    }
+
+    fn invoke(&mut self, job: Job, reply: oneshot::Sender<Reply>) {
+        let id = format!("{:016x}", rand::random::<u64>());
+        let timeout_ms = u64::try_from(job.timeout.as_millis()).unwrap_or(u64::MAX);
+        let event: &RawValue = match serde_json::from_str(job.event.as_str()) {
+            Ok(event) => event,
+            Err(err) => unreachable!("RawJson holds JSON: {err}"),
+        };
+        let params = protocol::Invoke {
+            trigger_type: job.trigger_type.as_str(),
+            invocation_id: &job.invocation.to_string(),
+            attempt: job.attempt,
+            timeout_ms,
+            event,
+        };
+        let body = protocol::invoke(&id, &params);
+        let now = Instant::now();
+        let limits = &self.config.log_limits;
+        self.idle_budget = Budget::new(limits);
+        self.in_flight.push(InFlight {
+            id,
+            trigger_type: job.trigger_type,
+            invocation: job.invocation,
+            reply: Some(reply),
+            on_free: Some(job.on_free),
+            started: now,
+            deadline: now + job.timeout,
+            console_budget: Budget::new(&limits.with_room_for_the_shims_own_line()),
+            raw_budget: Budget::new(limits),
+        });
+        self.send(&body);
+    }
+
+    fn read_frames(&mut self) {
+        loop {
+            match self.io.codec.decode(&mut self.io.inbox) {
+                Ok(Some(frame)) => self.receive(&frame),
+                Ok(None) => return,
+                Err(err) => return self.kill(KillCause::Protocol(err.to_string())),
+            }
+        }
+    }
+
+    fn receive(&mut self, frame: &[u8]) {
+        match protocol::parse(frame) {
+            Ok(Inbound::Ready { node }) => self.ready(&node),
+            Ok(Inbound::Log { id, level, text, at_ms }) => self.log_console(id.as_deref(), level, &text, at_ms),
+            Ok(Inbound::Fault(failure)) => {
+                let failure = self.cleaned(failure);
+                self.sink.system(
+                    &Origin::default(),
+                    LogLevel::Error,
+                    &format!("uncaught after its invocation ended: {failure}"),
+                );
+            }
+            Ok(Inbound::Response { id, body }) => self.respond(&id, body),
+            Err(err) => self.kill(KillCause::Protocol(err.to_string())),
+        }
+    }
+
+    fn ready(&mut self, node: &str) {
+        let phase = std::mem::replace(&mut self.phase, Phase::Serving);
+        let Phase::Booting { started, .. } = phase else {
+            self.phase = phase;
+            return self.kill(KillCause::Protocol("it was ready twice".to_owned()));
+        };
+        tracing::trace!(pid = self.child.pid(), node, "worker is ready");
+        let id = format!("{:016x}", rand::random::<u64>());
+        let limits = self.config.log_limits;
+        let params = protocol::Initialize {
+            app_id: self.program.app.to_string(),
+            version: self.program.version.0,
+            concurrency: self.program.limits.concurrency,
+            init: self.program.init.clone(),
+            functions: self.program.functions.clone(),
+            limits: protocol::ShimLimits {
+                result_bytes_max: self.config.result_bytes_max,
+                log_lines_max: limits.lines_max,
+                log_bytes_max: limits.bytes_max,
+                log_line_bytes_max: limits.line_bytes_max,
+            },
+        };
+        let body = protocol::initialize(&id, &params);
+        self.phase = Phase::Initializing { deadline: Instant::now() + self.config.init_timeout, started, id };
+        self.send(&body);
+    }
+
+    fn respond(&mut self, id: &str, body: Response<'_>) {
+        if let Phase::Initializing { id: expected, .. } = &self.phase
+            && expected == id
+        {
+            return self.initialized(body);
+        }
+        // Not found: it answers an invocation that is over, or one that never was. Either way nobody waits for it.
+        if let Some(index) = self.in_flight.iter().position(|entry| entry.id == id) {
+            self.complete(index, body);
+        }
+    }
+
+    fn initialized(&mut self, body: Response<'_>) {
+        let Phase::Initializing { started, .. } = std::mem::replace(&mut self.phase, Phase::Serving) else { return };
+        let result = match body {
+            Response::Result(_) => Ok(self.spawned.elapsed()),
+            Response::Error { message, failure, phase } => {
+                let kind = FailureKind::InitFailed;
+                let failure = failure.unwrap_or_else(|| FunctionFailure::new(kind, "InitializationFailed", message));
+                let mut failure = self.cleaned(failure);
+                failure.kind = kind;
+                tracing::debug!(app = %self.program.app, version = %self.program.version, phase, "initialization failed");
+                Err(StartError::Init(failure))
+            }
+        };
+        self.log_output(LogSource::Stdout, true);
+        self.log_output(LogSource::Stderr, true);
+        let failed = result.is_err();
+        if started.send(result).is_err() || failed {
+            self.kill(KillCause::Start); // Nobody wants it any more, or nobody could.
+        }
+    }
+
+    fn complete(&mut self, index: usize, body: Response<'_>) {
+        let parsed = match body {
+            Response::Result(result) => protocol::parse_invoke_result(result).map_err(|err| err.to_string()),
+            Response::Error { message, .. } => Err(message),
+        };
+        let (outcome, usage) = match parsed {
+            Ok((Outcome::Failed(failure), usage)) => (Outcome::Failed(self.cleaned(failure)), usage),
+            Ok(parsed) => parsed,
+            Err(problem) => return self.kill(KillCause::Protocol(problem)),
+        };
+        let leaving = matches!(&outcome, Outcome::Failed(failure)
+            if matches!(failure.kind, FailureKind::Crashed | FailureKind::Collateral));
+        // Written before the answer, so it is in the pipe: it belongs to this invocation.
+        self.log_output(LogSource::Stdout, true);
+        self.log_output(LogSource::Stderr, true);
+        let mut entry = self.in_flight.swap_remove(index);
+        if let Some(reply) = entry.reply.take() {
+            let _ = reply.send(Reply { outcome, usage, run: entry.started.elapsed() });
+        } else {
+            let origin = Origin { trigger_type: Some(entry.trigger_type), invocation: Some(entry.invocation) };
+            let late = entry.started.elapsed().as_millis();
+            self.sink.system(
+                &origin,
+                LogLevel::Warn,
+                &format!("the handler settled after its timeout, {late} ms after it began"),
+            );
+        }
+        let on_free = entry.on_free.take();
+        if leaving {
+            self.held.extend(on_free);
+            return self.leave();
+        }
+        if let Some(on_free) = on_free {
+            on_free(Some(usage));
+        }
+        self.shut_down_if_idle();
+    }
+
+    /// The worker is exiting: no more jobs, and not for ever.
+    fn leave(&mut self) {
+        self.leaving = true;
+        if !matches!(self.phase, Phase::Booting { .. } | Phase::Initializing { .. }) {
+            self.phase = Phase::ShuttingDown { deadline: Instant::now() + SHUTDOWN_GRACE };
+        }
+    }
+
+    fn shut_down_if_idle(&mut self) {
+        if matches!(self.phase, Phase::Stopping) && self.in_flight.is_empty() {
+            self.phase = Phase::ShuttingDown { deadline: Instant::now() + SHUTDOWN_GRACE };
+            self.send(&protocol::shutdown("shutdown"));
+        }
+    }
+
+    /// Whatever is due: a start that took too long, a caller's budget, the grace after it.
+    fn expire(&mut self, now: Instant) {
+        match &self.phase {
+            Phase::Booting { deadline, .. } | Phase::Initializing { deadline, .. } if *deadline <= now => {
+                return self.start_timed_out();
+            }
+            Phase::ShuttingDown { deadline } if *deadline <= now => return self.kill(KillCause::Stop),
+            _ => {}
+        }
+        let mut cancelled = Vec::new();
+        let mut overdue = None;
+        for entry in self.in_flight.iter_mut().filter(|entry| entry.deadline <= now) {
+            let Some(reply) = entry.reply.take() else {
+                overdue = Some(entry.trigger_type.clone());
+                continue;
+            };
+            let run = now - entry.started;
+            let _ = reply.send(Reply { outcome: timed_out(run), usage: Usage::default(), run });
+            entry.deadline = now + OVERDUE_GRACE;
+            cancelled.push(entry.id.clone());
+        }
+        for id in cancelled {
+            self.send(&protocol::cancel(&id));
+        }
+        if let Some(trigger_type) = overdue {
+            self.kill(KillCause::Overdue(trigger_type));
+        }
+    }
+
+    fn start_timed_out(&mut self) {
+        let error = match std::mem::replace(&mut self.phase, Phase::Stopping) {
+            Phase::Booting { started, .. } => {
+                let limit = self.config.ready_timeout;
+                Some((started, StartError::Broken(format!("Node was not ready within {limit:?}"))))
+            }
+            Phase::Initializing { started, .. } => {
+                let message = format!(
+                    "initialization did not end within {:?}: the initialization script or a module is still loading",
+                    self.config.init_timeout
+                );
+                let failure = FunctionFailure::new(FailureKind::InitFailed, "InitializationTimedOut", message);
+                Some((started, StartError::Init(failure)))
+            }
+            _ => None,
+        };
+        if let Some((started, error)) = error {
+            let _ = started.send(Err(error));
+        }
+        self.kill(KillCause::Start);
+    }
+
+    fn origin(&self) -> Origin {
+        // With several in flight nobody can tell whose output it is.
+        match self.in_flight.as_slice() {
+            [only] => Origin { trigger_type: Some(only.trigger_type.clone()), invocation: Some(only.invocation) },
+            _ => Origin::default(),
+        }
+    }
+
+    fn log_console(&mut self, id: Option<&str>, level: LogLevel, text: &str, at_ms: u64) {
+        let entry = id.and_then(|id| self.in_flight.iter_mut().find(|entry| entry.id == id));
+        match entry {
+            Some(entry) => {
+                let origin =
+                    Origin { trigger_type: Some(entry.trigger_type.clone()), invocation: Some(entry.invocation) };
+                self.sink.console(&origin, &mut entry.console_budget, level, text, at_ms);
+            }
+            None => self.sink.console(&Origin::default(), &mut self.idle_budget, level, text, at_ms),
+        }
+    }
+
+    /// Logs the complete lines that arrived; with `all`, takes what the pipe still holds and the unfinished line too.
+    fn log_output(&mut self, source: LogSource, all: bool) {
+        let origin = self.origin();
+        let stream = if source == LogSource::Stdout { &mut self.io.stdout } else { &mut self.io.stderr };
+        let budget = match self.in_flight.as_mut_slice() {
+            [only] => &mut only.raw_budget,
+            _ => &mut self.idle_budget,
+        };
+        loop {
+            while let Some(line) = stream.next_line(&mut self.io.stderr_tail) {
+                self.sink.raw(&origin, budget, source, &line);
+            }
+            if !(all && stream.read_now()) {
+                break;
+            }
+        }
+        if all && let Some(line) = stream.rest(&mut self.io.stderr_tail) {
+            self.sink.raw(&origin, budget, source, &line);
+        }
+    }
+
+    /// After the end: reads what is left in the pipes.
+    async fn drain(&mut self) {
+        let understood = !matches!(self.killed, Some(KillCause::Protocol(_)));
+        while understood && matches!(self.io.read.read_buf(&mut self.io.inbox).await, Ok(1..)) {
+            self.read_frames();
+        }
+        self.log_output(LogSource::Stdout, true);
+        self.log_output(LogSource::Stderr, true);
+    }
+
+    /// Answers everybody who still waits.
+    fn bury(mut self, exit: &Exit) {
+        let tail = String::from_utf8_lossy(&self.io.stderr_tail).into_owned();
+        let end = death::failure(exit, &tail, self.program.limits.memory_bytes);
+        match std::mem::replace(&mut self.phase, Phase::Stopping) {
+            Phase::Booting { started, .. } => {
+                let _ = started.send(Err(StartError::Broken(format!("Node ended before it was ready: {end}"))));
+            }
+            Phase::Initializing { started, .. } => {
+                let failure = FunctionFailure { kind: FailureKind::InitFailed, ..end.clone() };
+                let _ = started.send(Err(StartError::Init(failure)));
+            }
+            Phase::Serving | Phase::Stopping | Phase::ShuttingDown { .. } => {}
+        }
+        let waiting = self.in_flight.iter().filter(|entry| entry.reply.is_some()).count();
+        let failure = self.failure_of_survivors(&end, waiting);
+        let by_itself = matches!(self.killed, None | Some(KillCause::Closed)) && !self.leaving;
+        if by_itself && !matches!(exit.status, ExitStatus::Code(0)) {
+            self.sink.system(&self.origin(), LogLevel::Error, &end.to_string());
+        }
+        for mut entry in self.in_flight.drain(..) {
+            if let Some(reply) = entry.reply.take()
+                && !self.leaving
+            {
+                let usage = Usage { peak_memory_bytes: exit.peak_memory_bytes, ..Usage::default() };
+                let _ = reply.send(Reply {
+                    outcome: Outcome::Failed(failure.clone()),
+                    usage,
+                    run: entry.started.elapsed(),
+                });
+            }
+            if let Some(on_free) = entry.on_free.take() {
+                on_free(None);
+            }
+        }
+        for on_free in self.held.drain(..) {
+            on_free(None);
+        }
+        if let Err(err) = self.scratch.close() {
+            tracing::warn!(%err, "failed to remove a worker's temporary directory");
+        }
+    }
+
+    /// What those are told who had no answer when the worker ended.
+    fn failure_of_survivors(&self, end: &FunctionFailure, waiting: usize) -> FunctionFailure {
+        let collateral = |name: &str, why: String| FunctionFailure::new(FailureKind::Collateral, name, why);
+        match &self.killed {
+            Some(KillCause::Overdue(culprit)) => {
+                collateral("WorkerStopped", format!("another invocation on this worker ({culprit}) timed out"))
+            }
+            Some(KillCause::Stop | KillCause::Start) => {
+                collateral("WorkerStopped", "the service stopped this worker".to_owned())
+            }
+            Some(KillCause::Closed | KillCause::Protocol(_)) | None if waiting > 1 => collateral(
+                "WorkerCrashed",
+                format!(
+                    "the worker ended while {waiting} invocations ran, and which one did it is unknown: {}",
+                    end.message
+                ),
+            ),
+            Some(KillCause::Protocol(problem)) => FunctionFailure::new(
+                FailureKind::Crashed,
+                "ProtocolViolation",
+                format!("the worker said something that is not an answer: {problem}"),
+            ),
+            Some(KillCause::Closed) | None => end.clone(),
+        }
+    }
+
+    fn cleaned(&self, mut failure: FunctionFailure) -> FunctionFailure {
+        failure.message = self.program.paths.rewrite(&failure.message);
+        failure.stack = self.program.paths.rewrite_stack(&failure.stack);
+        failure
+    }
+}
+
+fn timed_out(after: Duration) -> Outcome {
+    let message = format!("the handler did not answer within {} ms", after.as_millis());
+    Outcome::Failed(FunctionFailure::new(FailureKind::TimedOut, "TimedOut", message))
+}
+
+impl Io {
+    fn new(pipes: Pipes, frame_bytes_max: usize) -> Option<Self> {
+        let (write, read) = pipes.protocol?;
+        let stream = |pipe, source| Stream { pipe, lines: LineBuffer::default(), source, open: true };
+        Some(Self {
+            write,
+            outbox: BytesMut::new(),
+            read,
+            inbox: BytesMut::with_capacity(8 << 10),
+            codec: FrameCodec::new(frame_bytes_max),
+            stdout: stream(pipes.stdout, LogSource::Stdout),
+            stderr: stream(pipes.stderr, LogSource::Stderr),
+            stderr_tail: BytesMut::new(),
+        })
+    }
+}
+
+impl Stream {
+    /// # Cancel safety
+    /// As `read_buf`: nothing is lost.
+    async fn read(&mut self) -> io::Result<usize> {
+        self.lines.buffer().reserve(READ_BYTES);
+        self.pipe.read_buf(self.lines.buffer()).await
+    }
+
+    fn note(&mut self, result: &io::Result<usize>) {
+        if !matches!(result, Ok(1..)) {
+            self.open = false;
+        }
+    }
+
+    /// Whether there was something to read without waiting.
+    fn read_now(&mut self) -> bool {
+        self.lines.buffer().reserve(READ_BYTES);
+        self.open && matches!(self.pipe.try_read_buf(self.lines.buffer()), Ok(1..))
+    }
+
+    fn next_line(&mut self, tail: &mut BytesMut) -> Option<String> {
+        let line = self.lines.next_line()?;
+        self.remember(&line, tail);
+        Some(line)
+    }
+
+    fn rest(&mut self, tail: &mut BytesMut) -> Option<String> {
+        let line = self.lines.rest()?;
+        self.remember(&line, tail);
+        Some(line)
+    }
+
+    fn remember(&self, line: &str, tail: &mut BytesMut) {
+        if self.source == LogSource::Stderr {
+            tail.extend_from_slice(line.as_bytes());
+            tail.extend_from_slice(b"\n");
+            if tail.len() > STDERR_TAIL_BYTES {
+                tail.advance(tail.len() - STDERR_TAIL_BYTES);
+            }
+        }
+    }
+}

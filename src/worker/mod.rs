@@ -1,0 +1,237 @@
+//! One worker: a Node process that was initialized with one version, and the task that owns it.
+//!
+//! [`Worker::start`] spawns the process and returns once its initialization script ran and every function loaded. From then on the
+//! [`driver`] task alone talks to it, signals it and waits for it; a [`Worker`] is a handle to that task. Knows no pool: when an
+//! invocation is truly over the driver calls the job's `on_free`, and when the process is gone it resolves [`Worker::ended`].
+
+mod codec;
+mod death;
+mod driver;
+mod logs;
+mod paths;
+mod protocol;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::model::{
+    AppId, FailureKind, FunctionFailure, InvocationId, Limits, LogLine, Outcome, RawJson, TriggerType, VersionNumber,
+};
+use crate::sandbox::{self, ResourceLimits, Sandbox, Spec};
+
+pub use codec::{FrameCodec, FrameError};
+pub use logs::LogLimits;
+pub use paths::{Lookup, Paths, Renamed};
+pub use protocol::{FunctionModule, Initialize, Module, ShimLimits, Usage};
+
+/// More would only wait inside Node; the pool never leases more than `limits.concurrency`.
+const COMMANDS_QUEUED_MAX: usize = 128;
+/// Node needs 24 at least (isolation.md 1.4).
+const OPEN_FILES: u64 = 256;
+/// What a worker needs besides its JavaScript heap: code, stacks, semi-spaces, Buffers (isolation.md 1.5).
+const NOT_HEAP_BYTES: u64 = 96 << 20;
+
+/// How this service runs workers.
+pub struct Config {
+    pub sandbox: Sandbox,
+    /// The Node binary.
+    pub node: PathBuf,
+    /// The shim's `main.js`.
+    pub shim: PathBuf,
+    /// Holds a temporary directory per worker.
+    pub scratch: PathBuf,
+    /// From spawn until the shim is ready. Node hangs for ever if it cannot start a thread.
+    pub ready_timeout: Duration,
+    /// For the initialization script and the loading of all functions.
+    pub init_timeout: Duration,
+    pub result_bytes_max: usize,
+    pub log_limits: LogLimits,
+    /// Lines that find it full are lost: a log never holds up an answer.
+    pub logs: mpsc::Sender<LogLine>,
+}
+
+/// What a worker is to run: one version.
+#[derive(Debug)]
+pub struct Program {
+    pub app: AppId,
+    pub version: VersionNumber,
+    /// Holds the emitted sources and `node_modules`.
+    pub directory: PathBuf,
+    pub environment: BTreeMap<String, String>,
+    pub init: Option<Module>,
+    pub functions: Vec<FunctionModule>,
+    pub limits: Limits,
+    pub paths: Paths,
+}
+
+/// Called once, when the worker has truly finished with an invocation: not before a late one settled. `None`: the worker is gone.
+pub type OnFree = Box<dyn FnOnce(Option<Usage>) + Send>;
+
+/// One invocation for a worker.
+pub struct Job {
+    pub trigger_type: TriggerType,
+    pub invocation: InvocationId,
+    pub attempt: u32,
+    pub event: RawJson,
+    /// From now until the caller is answered.
+    pub timeout: Duration,
+    pub on_free: OnFree,
+}
+
+/// How a job ended. Comes at its timeout at the latest.
+#[derive(Debug)]
+pub struct Reply {
+    pub outcome: Outcome,
+    pub usage: Usage,
+    pub run: Duration,
+}
+
+/// Why a worker did not come up.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum StartError {
+    /// The tenant's code failed to initialize or load.
+    #[error("{0}")]
+    Init(FunctionFailure),
+    /// The machine or the service failed.
+    #[error("start a worker: {0}")]
+    Broken(String),
+}
+
+impl StartError {
+    /// As the tenant's failure, for an invocation that waited for this worker.
+    pub fn into_failure(self) -> FunctionFailure {
+        match self {
+            Self::Init(failure) => failure,
+            Self::Broken(reason) => FunctionFailure::new(FailureKind::InitFailed, "WorkerNotStarted", reason),
+        }
+    }
+}
+
+/// A handle to a running worker. Cheap to clone; when all handles are gone the worker finishes what it runs and ends.
+#[derive(Debug, Clone)]
+pub struct Worker {
+    commands: mpsc::Sender<Command>,
+    ended: watch::Receiver<bool>,
+    pid: u32,
+    init_time: Duration,
+}
+
+enum Command {
+    Invoke(Box<Job>, oneshot::Sender<Reply>),
+    Stop,
+    Kill,
+}
+
+impl std::fmt::Debug for Command {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Invoke(..) => "Invoke",
+            Self::Stop => "Stop",
+            Self::Kill => "Kill",
+        })
+    }
+}
+
+impl Worker {
+    /// Spawns a process and initializes it with the version.
+    ///
+    /// # Errors
+    /// The tenant's code failed or took too long, or the process could not be run. Nothing is left running then.
+    ///
+    /// # Cancel safety
+    /// Dropping the future ends the process.
+    pub async fn start(config: Arc<Config>, program: Arc<Program>) -> Result<Self, StartError> {
+        let broken = |what: &str, err: &dyn std::fmt::Display| StartError::Broken(format!("{what}: {err}"));
+        let scratch = tempfile::Builder::new()
+            .prefix("worker-")
+            .tempdir_in(&config.scratch)
+            .map_err(|err| broken("make a temporary directory", &err))?;
+        let spec = spec(&config, &program, scratch.path());
+        let child = config.sandbox.spawn(spec).await.map_err(|err: sandbox::Error| broken("spawn", &err))?;
+        let pid = child.pid();
+        let (commands, receiver) = mpsc::channel(COMMANDS_QUEUED_MAX);
+        let (ended_sender, ended) = watch::channel(false);
+        let (started, start) = oneshot::channel();
+        let driver = driver::Driver::new(config, program, child, scratch, receiver, started)
+            .ok_or_else(|| StartError::Broken("the child has no pipes".to_owned()))?;
+        tokio::spawn(async move {
+            driver.run().await;
+            ended_sender.send_replace(true);
+        });
+        let init_time = start.await.map_err(|_| StartError::Broken("its task ended".to_owned()))??;
+        Ok(Self { commands, ended, pid, init_time })
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// From spawn until it could take the first invocation.
+    pub fn init_time(&self) -> Duration {
+        self.init_time
+    }
+
+    /// Runs a job. `None` if the worker is gone and the job was never begun: it is safe to run it elsewhere.
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves the job running until its timeout.
+    pub async fn run(&self, job: Job) -> Option<Reply> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(Command::Invoke(Box::new(job), reply)).await.ok()?;
+        answer.await.ok()
+    }
+
+    /// Lets it finish what it runs, then ends it.
+    pub fn stop(&self) {
+        let _ = self.commands.try_send(Command::Stop);
+    }
+
+    /// Ends it now; what it runs is answered COLLATERAL.
+    pub fn kill(&self) {
+        let _ = self.commands.try_send(Command::Kill);
+    }
+
+    /// Resolves when the process and all its descendants are gone.
+    pub async fn ended(&self) {
+        let mut ended = self.ended.clone();
+        let _ = ended.wait_for(|ended| *ended).await; // An error means that its task is gone, and the process with it.
+    }
+}
+
+fn spec(config: &Config, program: &Program, scratch: &Path) -> Spec {
+    let limits = &program.limits;
+    let heap_mib = limits.memory_bytes.saturating_sub(NOT_HEAP_BYTES).max(64 << 20) >> 20;
+    Spec {
+        program: config.node.clone(),
+        args: vec![format!("--max-old-space-size={heap_mib}"), config.shim.display().to_string()],
+        environment: environment(config, program, scratch),
+        directory: program.directory.clone(),
+        limits: ResourceLimits {
+            data_bytes: Some(limits.memory_bytes),
+            open_files: OPEN_FILES,
+            file_bytes: Some(limits.tmp_bytes),
+            cpu: None,
+        },
+        protocol: true,
+    }
+}
+
+/// The allow-list, then the app's own. Publishing refused names that steer the loader.
+fn environment(config: &Config, program: &Program, scratch: &Path) -> BTreeMap<String, String> {
+    let node_directory = config.node.parent().unwrap_or(Path::new("/usr/bin")).display();
+    let scratch = scratch.display().to_string();
+    let mut environment = BTreeMap::from([
+        ("PATH".to_owned(), format!("{node_directory}:/usr/local/bin:/usr/bin:/bin")),
+        ("HOME".to_owned(), scratch.clone()),
+        ("TMPDIR".to_owned(), scratch),
+        ("LANG".to_owned(), "C.UTF-8".to_owned()),
+        ("TZ".to_owned(), "UTC".to_owned()),
+        ("NODE_ENV".to_owned(), "production".to_owned()),
+    ]);
+    environment.extend(program.environment.clone());
+    environment
+}
