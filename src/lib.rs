@@ -1,4 +1,5 @@
 pub mod model;
+pub mod pool;
 pub mod sandbox;
 pub mod worker;
 

@@ -41,6 +41,8 @@ pub(super) struct Driver {
     /// Removed when the driver ends.
     scratch: TempDir,
     commands: mpsc::Receiver<Command>,
+    /// Whether a handle is left.
+    wanted: bool,
     phase: Phase,
     in_flight: Vec<InFlight>,
     /// For lines outside of any invocation; refilled with each one.
@@ -149,6 +151,7 @@ impl Driver {
             io,
             scratch,
             commands,
+            wanted: true,
             phase,
             in_flight: Vec::new(),
             idle_budget,
@@ -177,13 +180,12 @@ impl Driver {
     async fn next_wake(&mut self) -> Wake {
         let timer = self.next_deadline();
         let far = Instant::now() + Duration::from_secs(3600);
-        let serving = matches!(self.phase, Phase::Serving);
         let Io { write, outbox, read, inbox, stdout, stderr, .. } = &mut self.io;
         tokio::select! {
             biased; // The protocol first: an answer that is here beats its own timeout.
             result = read.read_buf(inbox), if self.killed.is_none() => Wake::Protocol(result),
             exit = self.child.wait() => Wake::Exited(exit),
-            command = self.commands.recv(), if serving => Wake::Command(command),
+            command = self.commands.recv(), if self.wanted => Wake::Command(command),
             _ = write.writable(), if !outbox.is_empty() && self.killed.is_none() => Wake::Writable,
             () = sleep_until(timer.unwrap_or(far)), if timer.is_some() => Wake::Timer,
             result = stdout.read(), if stdout.open => Wake::Stdout(result),
@@ -218,10 +220,15 @@ impl Driver {
                 self.log_output(LogSource::Stderr, false);
             }
             Wake::Writable => self.flush(),
-            Wake::Command(Some(Command::Invoke(job, reply))) => self.invoke(*job, reply),
-            Wake::Command(Some(Command::Stop) | None) => {
-                self.phase = Phase::Stopping;
-                self.shut_down_if_idle();
+            Wake::Command(Some(Command::Invoke(job, reply))) if matches!(self.phase, Phase::Serving) => {
+                self.invoke(*job, reply);
+            }
+            // Too late: dropping the reply says that it was not begun.
+            Wake::Command(Some(Command::Invoke(job, _))) => self.held.push(job.on_free),
+            Wake::Command(Some(Command::Stop)) => self.stop(),
+            Wake::Command(None) => {
+                self.wanted = false;
+                self.stop();
             }
             Wake::Command(Some(Command::Kill)) => self.kill(KillCause::Stop),
             Wake::Timer => self.expire(Instant::now()),
@@ -415,6 +422,17 @@ impl Driver {
         self.leaving = true;
         if !matches!(self.phase, Phase::Booting { .. } | Phase::Initializing { .. }) {
             self.phase = Phase::ShuttingDown { deadline: Instant::now() + SHUTDOWN_GRACE };
+        }
+    }
+
+    fn stop(&mut self) {
+        match self.phase {
+            Phase::Booting { .. } | Phase::Initializing { .. } => self.kill(KillCause::Start),
+            Phase::Serving => {
+                self.phase = Phase::Stopping;
+                self.shut_down_if_idle();
+            }
+            Phase::Stopping | Phase::ShuttingDown { .. } => {}
         }
     }
 

@@ -1,6 +1,6 @@
 //! One worker: a Node process that was initialized with one version, and the task that owns it.
 //!
-//! [`Worker::start`] spawns the process and returns once its initialization script ran and every function loaded. From then on the
+//! [`Worker::spawn`] spawns the process; [`Starting::ready`] resolves once its initialization script ran and every function loaded. From then on the
 //! [`driver`] task alone talks to it, signals it and waits for it; a [`Worker`] is a handle to that task. Knows no pool: when an
 //! invocation is truly over the driver calls the job's `on_free`, and when the process is gone it resolves [`Worker::ended`].
 
@@ -117,7 +117,19 @@ pub struct Worker {
     commands: mpsc::Sender<Command>,
     ended: watch::Receiver<bool>,
     pid: u32,
-    init_time: Duration,
+}
+
+/// A worker that is initializing.
+pub struct Starting(oneshot::Receiver<Result<Duration, StartError>>);
+
+impl Starting {
+    /// Resolves once the worker can take jobs, with the time that took since the spawn.
+    ///
+    /// # Errors
+    /// The tenant's code failed or took too long; the process is being ended.
+    pub async fn ready(self) -> Result<Duration, StartError> {
+        self.0.await.map_err(|_| StartError::Broken("its task ended".to_owned()))?
+    }
 }
 
 enum Command {
@@ -137,14 +149,14 @@ impl std::fmt::Debug for Command {
 }
 
 impl Worker {
-    /// Spawns a process and initializes it with the version.
+    /// Spawns a process. Wait for [`Starting::ready`] before running jobs.
     ///
     /// # Errors
-    /// The tenant's code failed or took too long, or the process could not be run. Nothing is left running then.
+    /// The process could not be run.
     ///
     /// # Cancel safety
-    /// Dropping the future ends the process.
-    pub async fn start(config: Arc<Config>, program: Arc<Program>) -> Result<Self, StartError> {
+    /// Dropping the future, or both of what it returns, ends the process.
+    pub async fn spawn(config: Arc<Config>, program: Arc<Program>) -> Result<(Self, Starting), StartError> {
         let broken = |what: &str, err: &dyn std::fmt::Display| StartError::Broken(format!("{what}: {err}"));
         let scratch = tempfile::Builder::new()
             .prefix("worker-")
@@ -162,17 +174,11 @@ impl Worker {
             driver.run().await;
             ended_sender.send_replace(true);
         });
-        let init_time = start.await.map_err(|_| StartError::Broken("its task ended".to_owned()))??;
-        Ok(Self { commands, ended, pid, init_time })
+        Ok((Self { commands, ended, pid }, Starting(start)))
     }
 
     pub fn pid(&self) -> u32 {
         self.pid
-    }
-
-    /// From spawn until it could take the first invocation.
-    pub fn init_time(&self) -> Duration {
-        self.init_time
     }
 
     /// Runs a job. `None` if the worker is gone and the job was never begun: it is safe to run it elsewhere.

@@ -1,0 +1,303 @@
+//! The task that owns a version's workers: it turns what happens into events, and performs what [`State`] decides.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, MissedTickBehavior, interval};
+
+use crate::model::{FailureKind, FunctionFailure};
+use crate::worker::{self, Program, Worker};
+
+use super::Figures;
+use super::budget::{MemoryBudget, Reservation};
+use super::lease::{Lease, Released};
+use super::state::{Action, Event, LeaseId, Policy, Refusal, State, WaiterId, WorkerId};
+
+/// How exactly times to live are kept.
+const TICK: Duration = Duration::from_millis(250);
+/// Starts, ends and failures of one pool's workers on their way.
+const NEWS_QUEUED_MAX: usize = 1024;
+
+#[derive(Debug)]
+pub(super) enum Command {
+    Acquire { waiter: WaiterId, reply: oneshot::Sender<Result<Lease, Refusal>> },
+    Abandon { waiter: WaiterId },
+    Figures(oneshot::Sender<Figures>),
+    Retire,
+    Kill,
+}
+
+/// From a worker's task.
+#[derive(Debug)]
+enum News {
+    Spawned(Worker),
+    Ready(Duration),
+    StartFailed(FunctionFailure),
+}
+
+struct Running {
+    worker: Worker,
+    init_time: Duration,
+}
+
+pub(super) struct Supervisor {
+    workers: Arc<worker::Config>,
+    program: Arc<Program>,
+    budget: MemoryBudget,
+    state: State,
+    commands: mpsc::Receiver<Command>,
+    waiting: HashMap<WaiterId, oneshot::Sender<Result<Lease, Refusal>>>,
+    running: HashMap<WorkerId, Running>,
+    news_sender: mpsc::Sender<(WorkerId, News)>,
+    news: mpsc::Receiver<(WorkerId, News)>,
+    released_sender: mpsc::Sender<Released>,
+    released: mpsc::Receiver<Released>,
+    /// One per worker, from its start until nothing of it is left.
+    tasks: JoinSet<()>,
+    workers_by_task: HashMap<tokio::task::Id, WorkerId>,
+    freed: watch::Receiver<u64>,
+    pressure: watch::Receiver<u64>,
+    retired: bool,
+    killed: bool,
+    totals: (u64, u64),
+}
+
+impl Supervisor {
+    pub(super) fn new(
+        workers: Arc<worker::Config>,
+        program: Arc<Program>,
+        policy: Policy,
+        budget: MemoryBudget,
+        commands: mpsc::Receiver<Command>,
+    ) -> Self {
+        let (news_sender, news) = mpsc::channel(NEWS_QUEUED_MAX);
+        // A place for each lease that can be out, workers being replaced included.
+        let leases_max = (policy.workers_max + 1) * 2 * policy.concurrency as usize;
+        let (released_sender, released) = mpsc::channel(leases_max);
+        let (freed, pressure) = (budget.freed(), budget.pressure());
+        Self {
+            workers,
+            program,
+            budget,
+            state: State::new(policy),
+            commands,
+            waiting: HashMap::new(),
+            running: HashMap::new(),
+            news_sender,
+            news,
+            released_sender,
+            released,
+            tasks: JoinSet::new(),
+            workers_by_task: HashMap::new(),
+            freed,
+            pressure,
+            retired: false,
+            killed: false,
+            totals: (0, 0),
+        }
+    }
+
+    /// Runs until the pool was retired, or every handle is gone, and the last worker has ended. On return every child is dead and
+    /// waited for.
+    pub(super) async fn run(mut self) {
+        let mut tick = interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        while !(self.retired && self.tasks.is_empty()) {
+            let event = self.next_event(&mut tick).await;
+            if let Some(event) = event {
+                self.decide(event);
+            }
+        }
+        self.commands.close();
+        while let Some(command) = self.commands.recv().await {
+            if let Command::Acquire { reply, .. } = command {
+                let _ = reply.send(Err(Refusal::Retired));
+            }
+        }
+    }
+
+    /// `None` where the message asked for no decision.
+    async fn next_event(&mut self, tick: &mut tokio::time::Interval) -> Option<Event> {
+        tokio::select! {
+            biased; // Leases that come back first: they may serve those who ask.
+            Some(released) = self.released.recv() => Some(Event::Released {
+                worker: released.worker,
+                lease: released.lease,
+                memory_bytes: released.memory_bytes,
+            }),
+            Some((worker, news)) = self.news.recv() => self.note(worker, news),
+            Some(ended) = self.tasks.join_next_with_id() => self.ended(ended),
+            command = self.commands.recv(), if !self.commands.is_closed() || !self.retired => self.command(command),
+            Ok(()) = self.freed.changed(), if self.state.wants_memory() => Some(Event::MemoryFreed),
+            Ok(()) = self.pressure.changed() => Some(Event::MemoryPressure),
+            _ = tick.tick() => Some(Event::Tick),
+        }
+    }
+
+    fn command(&mut self, command: Option<Command>) -> Option<Event> {
+        match command {
+            Some(Command::Acquire { waiter, reply }) => {
+                self.waiting.insert(waiter, reply);
+                Some(Event::Acquire { waiter })
+            }
+            Some(Command::Abandon { waiter }) => {
+                self.waiting.remove(&waiter);
+                Some(Event::Abandoned { waiter })
+            }
+            Some(Command::Figures(reply)) => {
+                let _ = reply.send(self.figures());
+                None
+            }
+            Some(Command::Retire) | None => {
+                self.retired = true;
+                Some(Event::Retire)
+            }
+            Some(Command::Kill) => {
+                self.retired = true;
+                self.killed = true;
+                for running in self.running.values() {
+                    running.worker.kill();
+                }
+                Some(Event::Retire)
+            }
+        }
+    }
+
+    fn note(&mut self, id: WorkerId, news: News) -> Option<Event> {
+        match news {
+            News::Spawned(worker) => {
+                if self.killed {
+                    worker.kill();
+                } else if self.retired {
+                    worker.stop();
+                }
+                self.running.insert(id, Running { worker, init_time: Duration::ZERO });
+                None
+            }
+            News::Ready(init_time) => {
+                self.totals.0 += 1;
+                if let Some(running) = self.running.get_mut(&id) {
+                    running.init_time = init_time;
+                }
+                Some(Event::Ready { worker: id })
+            }
+            News::StartFailed(failure) => {
+                self.totals.1 += 1;
+                Some(Event::StartFailed { worker: id, failure })
+            }
+        }
+    }
+
+    fn ended(&mut self, ended: Result<(tokio::task::Id, ()), tokio::task::JoinError>) -> Option<Event> {
+        let task = match ended {
+            Ok((task, ())) => task,
+            Err(err) => {
+                tracing::error!(%err, "a worker's task panicked"); // Its handles are gone with it, so the process ends.
+                err.id()
+            }
+        };
+        let worker = self.workers_by_task.remove(&task)?;
+        self.running.remove(&worker);
+        Some(Event::Ended { worker })
+    }
+
+    fn decide(&mut self, event: Event) {
+        let mut events = vec![event];
+        while let Some(event) = events.pop() {
+            for action in self.state.handle(event, std::time::Instant::now()) {
+                events.extend(self.perform(action));
+            }
+        }
+    }
+
+    /// What could not be performed is news again.
+    fn perform(&mut self, action: Action) -> Option<Event> {
+        match action {
+            Action::Start { worker } => match self.budget.reserve(self.program.limits.memory_bytes) {
+                Some(reservation) => self.start(worker, reservation),
+                None => return Some(Event::NoMemory { worker }),
+            },
+            Action::Grant { waiter, worker, lease, cold } => self.grant(waiter, worker, lease, cold),
+            Action::Refuse { waiter, refusal } => {
+                if let Some(reply) = self.waiting.remove(&waiter) {
+                    let _ = reply.send(Err(refusal));
+                }
+            }
+            Action::Stop { worker } => {
+                if let Some(running) = self.running.get(&worker) {
+                    running.worker.stop();
+                }
+            }
+        }
+        None
+    }
+
+    fn start(&mut self, id: WorkerId, reservation: Reservation) {
+        let config = Arc::clone(&self.workers);
+        let program = Arc::clone(&self.program);
+        let news = self.news_sender.clone();
+        let task = self.tasks.spawn(async move {
+            live(config, program, news, id).await;
+            drop(reservation); // Not before the process is gone.
+        });
+        self.workers_by_task.insert(task.id(), id);
+    }
+
+    fn grant(&mut self, waiter: WaiterId, worker: WorkerId, lease: LeaseId, cold: bool) {
+        let Some(running) = self.running.get(&worker) else {
+            // Its end is on the way to the state; the waiter asks again as if retired.
+            if let Some(reply) = self.waiting.remove(&waiter) {
+                let _ = reply.send(Err(Refusal::Retired));
+            }
+            return;
+        };
+        let cold = cold.then_some(running.init_time);
+        let lease = Lease::new(running.worker.clone(), (worker, lease), self.released_sender.clone(), cold);
+        if let Some(reply) = self.waiting.remove(&waiter) {
+            // Nobody there any more: the lease comes back by its drop.
+            let _ = reply.send(Ok(lease));
+        }
+    }
+
+    fn figures(&self) -> Figures {
+        Figures {
+            counts: self.state.counts(),
+            pids: self.running.values().map(|running| running.worker.pid()).collect(),
+            started_total: self.totals.0,
+            failed_total: self.totals.1,
+        }
+    }
+}
+
+/// One worker's life, seen from outside.
+async fn live(config: Arc<worker::Config>, program: Arc<Program>, news: mpsc::Sender<(WorkerId, News)>, id: WorkerId) {
+    let started = Instant::now();
+    let (worker, starting) = match Worker::spawn(config, Arc::clone(&program)).await {
+        Ok(spawned) => spawned,
+        Err(err) => {
+            tracing::error!(app = %program.app, version = %program.version, %err, "failed to start a worker");
+            let _ = news.send((id, News::StartFailed(err.into_failure()))).await;
+            return;
+        }
+    };
+    let _ = news.send((id, News::Spawned(worker.clone()))).await;
+    let failed = match starting.ready().await {
+        Ok(_) => {
+            let _ = news.send((id, News::Ready(started.elapsed()))).await;
+            None
+        }
+        Err(err) => Some(err),
+    };
+    worker.ended().await;
+    if let Some(err) = failed {
+        if matches!(err, worker::StartError::Broken(_)) {
+            tracing::warn!(app = %program.app, version = %program.version, %err, "a worker did not start");
+        }
+        let mut failure = err.into_failure();
+        failure.kind = FailureKind::InitFailed;
+        let _ = news.send((id, News::StartFailed(failure))).await;
+    }
+}
