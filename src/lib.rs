@@ -1,4 +1,5 @@
 pub mod model;
+pub mod store;
 
 /// Generated from `proto/`. Appears only in `api`, `cli` and the tests.
 #[allow(clippy::all, missing_docs)]
