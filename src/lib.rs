@@ -1,6 +1,8 @@
+pub mod artifacts;
 pub mod model;
 pub mod pool;
 pub mod sandbox;
+pub mod store;
 pub mod worker;
 
 /// Generated from `proto/`. Appears only in `api`, `cli` and the tests.

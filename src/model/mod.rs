@@ -15,4 +15,4 @@ pub use invocation::{
 };
 pub use limits::{Limits, LimitsError};
 pub use trigger::{Catalogue, CatalogueError, Trigger, TriggerDeclaration, TriggerType};
-pub use version::{FailureAction, FailurePolicy, Function, RetryPolicy, Version, VersionState};
+pub use version::{FailureAction, FailurePolicy, Function, FunctionModule, Module, RetryPolicy, Version, VersionState};

@@ -99,3 +99,22 @@ pub enum FailureAction {
     Deny,
     Allow,
 }
+
+/// A file to load, relative to the version's directory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Module {
+    pub file: String,
+    /// `cjs`, `cjs-async` or `esm`.
+    pub kind: String,
+}
+
+/// A function and the file it is loaded from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FunctionModule {
+    pub trigger_type: String,
+    pub blocking: bool,
+    pub name: String,
+    #[serde(flatten)]
+    pub module: Module,
+}

@@ -19,14 +19,15 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::model::{
-    AppId, FailureKind, FunctionFailure, InvocationId, Limits, LogLine, Outcome, RawJson, TriggerType, VersionNumber,
+    AppId, FailureKind, FunctionFailure, FunctionModule, InvocationId, Limits, LogLine, Module, Outcome, RawJson,
+    TriggerType, VersionNumber,
 };
 use crate::sandbox::{self, ResourceLimits, Sandbox, Spec};
 
 pub use codec::{FrameCodec, FrameError};
 pub use logs::LogLimits;
 pub use paths::{Lookup, Paths, Renamed};
-pub use protocol::{FunctionModule, Initialize, Module, ShimLimits, Usage};
+pub use protocol::Usage;
 
 /// More would only wait inside Node; the pool never leases more than `limits.concurrency`.
 const COMMANDS_QUEUED_MAX: usize = 128;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use crate::model::{Denial, FailureKind, FunctionFailure, LogLevel, Outcome, RawJson};
+use crate::model::{Denial, FailureKind, FunctionFailure, FunctionModule, LogLevel, Module, Outcome, RawJson};
 
 /// Longest text that we keep of an error's message, stack or name; the shim cuts earlier.
 const TEXT_BYTES_MAX: usize = 64 << 10;
@@ -30,24 +30,6 @@ pub struct Initialize {
     pub init: Option<Module>,
     pub functions: Vec<FunctionModule>,
     pub limits: ShimLimits,
-}
-
-/// A file to load, relative to the version's directory.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Module {
-    pub file: String,
-    /// `cjs`, `cjs-async` or `esm`.
-    pub kind: String,
-}
-
-#[derive(Debug, Clone, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct FunctionModule {
-    pub trigger_type: String,
-    pub blocking: bool,
-    pub name: String,
-    #[serde(flatten)]
-    pub module: Module,
 }
 
 #[derive(Debug, Clone, Serialize)]

@@ -1,0 +1,247 @@
+//! What versions run, on disk: immutable artifacts (the emitted sources) and layers (installed dependencies).
+//!
+//! ```text
+//! <data>/artifacts/<app>/<digest>/manifest.json, tree/…, tree/node_modules → the layer's
+//! <data>/layers/<app>/<key>/{layer.json, package.json, package-lock.json, node_modules/}
+//! <data>/tmp/                                  everything that is not finished; emptied at start
+//! ```
+//! A directory appears under its final name complete and synced, or not at all; it is never written again. Which of them count
+//! is the store's knowledge: [`Artifacts::sweep`] removes the others.
+
+mod layers;
+mod manifest;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{DirBuilderExt, symlink};
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use tempfile::TempDir;
+
+use crate::model::AppId;
+
+pub use layers::{Layer, LayerKey, measure};
+pub use manifest::{Manifest, Unit};
+
+/// The data directory's files. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Artifacts {
+    root: PathBuf,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("{action} {}: {source}", path.display())]
+pub struct Error {
+    action: &'static str,
+    path: PathBuf,
+    source: io::Error,
+}
+
+impl Error {
+    pub(crate) fn at<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> Self + use<'a> {
+        move |source| Self { action, path: path.to_owned(), source }
+    }
+
+    pub fn is_disk_full(&self) -> bool {
+        self.source.kind() == io::ErrorKind::StorageFull || self.source.kind() == io::ErrorKind::QuotaExceeded
+    }
+}
+
+impl Artifacts {
+    /// Makes the directories, readable by this user alone, and empties `tmp`.
+    ///
+    /// # Errors
+    /// The data directory cannot be written.
+    pub fn open(data_directory: &Path) -> Result<Self, Error> {
+        let artifacts = Self { root: data_directory.to_owned() };
+        let tmp = artifacts.tmp();
+        if tmp.exists() {
+            fs::remove_dir_all(&tmp).map_err(Error::at("empty", &tmp))?;
+        }
+        for directory in
+            [data_directory.to_owned(), tmp, artifacts.root.join("artifacts"), artifacts.root.join("layers")]
+        {
+            fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(&directory)
+                .map_err(Error::at("make", &directory))?;
+        }
+        Ok(artifacts)
+    }
+
+    pub fn tmp(&self) -> PathBuf {
+        self.root.join("tmp")
+    }
+
+    /// A directory for something unfinished, on the same file system as what it becomes.
+    ///
+    /// # Errors
+    /// The data directory cannot be written.
+    pub fn stage(&self, prefix: &str) -> Result<TempDir, Error> {
+        let tmp = self.tmp();
+        tempfile::Builder::new().prefix(prefix).tempdir_in(&tmp).map_err(Error::at("make a directory in", &tmp))
+    }
+
+    fn artifact(&self, app: &AppId, digest: &str) -> PathBuf {
+        let name = digest.strip_prefix("blake3:").unwrap_or(digest);
+        self.root.join("artifacts").join(app.as_str()).join(name)
+    }
+
+    /// The directory that a worker of this artifact starts in.
+    pub fn tree(&self, app: &AppId, digest: &str) -> PathBuf {
+        self.artifact(app, digest).join("tree")
+    }
+
+    /// Writes an artifact, unless the same one is there. Blocking.
+    ///
+    /// # Errors
+    /// A file could not be written; nothing is left of it then.
+    pub fn store(&self, app: &AppId, manifest: &Manifest, files: &BTreeMap<String, Bytes>) -> Result<Stored, Error> {
+        let digest = manifest.digest();
+        let target = self.artifact(app, &digest);
+        let size_bytes = files.values().map(|content| content.len() as u64).sum();
+        if target.join("manifest.json").exists() {
+            return Ok(Stored { digest, size_bytes });
+        }
+        let staged = self.stage("artifact-")?;
+        let tree = staged.path().join("tree");
+        fs::create_dir(&tree).map_err(Error::at("make", &tree))?;
+        for (path, content) in files {
+            write_file(&tree.join(path), content)?;
+        }
+        if let Some(layer) = &manifest.layer {
+            let link = tree.join("node_modules");
+            let modules = self.layer_directory(app, layer).join("node_modules");
+            symlink(&modules, &link).map_err(Error::at("link", &link))?;
+        }
+        write_file(&staged.path().join("manifest.json"), &manifest.to_json())?;
+        self.keep(staged, &target)?;
+        Ok(Stored { digest, size_bytes })
+    }
+
+    /// # Errors
+    /// The artifact is not there, or not readable.
+    pub fn manifest(&self, app: &AppId, digest: &str) -> Result<Manifest, Error> {
+        let path = self.artifact(app, digest).join("manifest.json");
+        let text = fs::read(&path).map_err(Error::at("read", &path))?;
+        serde_json::from_slice(&text).map_err(|err| Error::at("read", &path)(io::Error::other(err)))
+    }
+
+    /// Gives a staged directory its final name: synced first, so that the name never stands for less than all of it.
+    fn keep(&self, staged: TempDir, target: &Path) -> Result<(), Error> {
+        let parent = target.parent().unwrap_or(&self.root);
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(parent).map_err(Error::at("make", parent))?;
+        let directory = fs::File::open(parent).map_err(Error::at("open", parent))?;
+        // One call for the thousands of files of a layer; fsync of each would take minutes on a slow disk.
+        nix::unistd::syncfs(directory.as_fd()).map_err(io::Error::from).map_err(Error::at("sync", parent))?;
+        let staged = staged.keep();
+        match fs::rename(&staged, target) {
+            Ok(()) => {}
+            // Another publish was faster with the same content.
+            Err(_) if target.exists() => return fs::remove_dir_all(&staged).map_err(Error::at("remove", &staged)),
+            Err(err) => {
+                let _ = fs::remove_dir_all(&staged);
+                return Err(Error::at("rename to", target)(err));
+            }
+        }
+        directory.sync_all().map_err(Error::at("sync", parent))
+    }
+
+    /// Removes an app's artifacts and layers that are not in use. Blocking.
+    ///
+    /// # Errors
+    /// A directory could not be read or removed.
+    pub fn sweep(&self, app: &AppId, digests: &BTreeSet<String>, layers: &BTreeSet<String>) -> Result<(), Error> {
+        let names: BTreeSet<&str> = digests.iter().map(|digest| digest.trim_start_matches("blake3:")).collect();
+        self.remove_others("artifacts", app, &|name| names.contains(name))?;
+        self.remove_others("layers", app, &|name| layers.contains(name))
+    }
+
+    /// The apps that have files.
+    pub fn apps(&self) -> BTreeSet<AppId> {
+        let listed = |kind| fs::read_dir(self.root.join(kind)).into_iter().flatten().flatten();
+        let entries = listed("artifacts").chain(listed("layers"));
+        entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+    }
+
+    fn remove_others(&self, kind: &str, app: &AppId, in_use: &dyn Fn(&str) -> bool) -> Result<(), Error> {
+        let parent = self.root.join(kind).join(app.as_str());
+        let entries = match fs::read_dir(&parent) {
+            Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(()),
+            entries => entries.map_err(Error::at("read", &parent))?,
+        };
+        let mut left = false;
+        for entry in entries {
+            let entry = entry.map_err(Error::at("read", &parent))?;
+            if entry.file_name().to_str().is_some_and(in_use) {
+                left = true;
+                continue;
+            }
+            // Out of its name first: a crash half-way leaves garbage in tmp, not half an artifact.
+            let doomed = self.stage("doomed-")?;
+            let target = doomed.path().join("it");
+            fs::rename(entry.path(), &target).map_err(Error::at("remove", &parent))?;
+            doomed.close().map_err(Error::at("remove", &parent))?;
+        }
+        if !left {
+            let _ = fs::remove_dir(&parent);
+        }
+        Ok(())
+    }
+}
+
+/// An artifact that is on disk.
+#[derive(Debug)]
+pub struct Stored {
+    pub digest: String,
+    pub size_bytes: u64,
+}
+
+fn write_file(path: &Path, content: &[u8]) -> Result<(), Error> {
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent).map_err(Error::at("make", parent))?;
+    }
+    let mut file = fs::File::create_new(path).map_err(Error::at("write", path))?;
+    file.write_all(content).map_err(Error::at("write", path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn manifest(name: &str) -> Manifest {
+        Manifest { files: BTreeMap::from([(name.to_owned(), "hash".to_owned())]), ..Manifest::default() }
+    }
+
+    #[test]
+    fn an_artifact_is_stored_once_and_swept_when_nothing_uses_it() {
+        let data = tempfile::tempdir().expect("temp dir");
+        let artifacts = Artifacts::open(data.path()).expect("open");
+        let app: AppId = "demo".parse().expect("id");
+        let files = BTreeMap::from([("lib/a.js".to_owned(), Bytes::from_static(b"1"))]);
+        let stored = artifacts.store(&app, &manifest("a"), &files).expect("store");
+        let again = artifacts.store(&app, &manifest("a"), &files).expect("store again");
+        assert_eq!((stored.size_bytes, &stored.digest), (1, &again.digest));
+        let tree = artifacts.tree(&app, &stored.digest);
+        assert_eq!(fs::read(tree.join("lib/a.js")).expect("file"), b"1");
+        let other = artifacts.store(&app, &manifest("b"), &files).expect("store another");
+        artifacts.sweep(&app, &BTreeSet::from([other.digest.clone()]), &BTreeSet::new()).expect("sweep");
+        assert!(!tree.exists());
+        assert_eq!(artifacts.manifest(&app, &other.digest).expect("manifest"), manifest("b"));
+        assert_eq!(fs::read_dir(artifacts.tmp()).expect("tmp").count(), 0);
+    }
+
+    #[test]
+    fn opening_empties_what_a_crash_left() {
+        let data = tempfile::tempdir().expect("temp dir");
+        let artifacts = Artifacts::open(data.path()).expect("open");
+        let half = artifacts.stage("artifact-").expect("stage").keep();
+        fs::write(half.join("half"), "x").expect("write");
+        Artifacts::open(data.path()).expect("open again");
+        assert!(!half.exists());
+    }
+}

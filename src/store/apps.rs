@@ -1,0 +1,185 @@
+//! Apps: their settings and which version serves.
+
+use std::time::{Duration, SystemTime};
+
+use super::codec::{Row, get, get_parsed, get_time, get_version, span_millis};
+use super::{Error, Store, during};
+use crate::model::{AppId, VersionNumber};
+
+/// Rows that one transaction of a delete removes: others wait for the writer meanwhile.
+const DELETE_BATCH: i64 = 2000;
+
+/// A tenant as the store knows it. It begins to exist with its first version.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct App {
+    pub id: AppId,
+    /// The version that serves.
+    pub active: Option<VersionNumber>,
+    pub created_at: SystemTime,
+    pub description: String,
+    /// `None`: the service's default.
+    pub history_retention: Option<Duration>,
+}
+
+/// What to change; `None` leaves a setting as it is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct AppChange {
+    pub description: Option<String>,
+    /// `Some(None)` returns to the service's default.
+    pub history_retention: Option<Option<Duration>>,
+}
+
+impl Store {
+    pub async fn app(&self, id: &AppId) -> Result<Option<App>, Error> {
+        let query = sqlx::query("SELECT * FROM apps WHERE id = $1").bind(id.as_str());
+        let row = query.fetch_optional(self.read()).await.map_err(during("read an app"))?;
+        row.as_ref().map(decode).transpose()
+    }
+
+    /// In the order of their ids.
+    pub async fn list_apps(&self, after: Option<&AppId>, limit: u32) -> Result<Vec<App>, Error> {
+        let query = sqlx::query("SELECT * FROM apps WHERE id > $1 ORDER BY id LIMIT $2")
+            .bind(after.map_or("", AppId::as_str)) // No id is empty.
+            .bind(i64::from(limit));
+        query.fetch_all(self.read()).await.map_err(during("list apps"))?.iter().map(decode).collect()
+    }
+
+    /// The app after the change; `None` where it does not exist.
+    pub async fn update_app(&self, id: &AppId, change: AppChange) -> Result<Option<App>, Error> {
+        let query = sqlx::query(
+            "UPDATE apps SET description = COALESCE($2, description),
+                 history_retention_ms = CASE WHEN $3 THEN $4 ELSE history_retention_ms END
+             WHERE id = $1 RETURNING *",
+        )
+        .bind(id.as_str())
+        .bind(change.description)
+        .bind(change.history_retention.is_some())
+        .bind(change.history_retention.flatten().map(span_millis));
+        let rows = query.fetch_all(self.write()).await.map_err(during("update an app"))?;
+        rows.first().map(decode).transpose()
+    }
+
+    /// Removes everything of the app; false where there was none. Its version numbers begin at 1 again.
+    pub async fn delete_app(&self, id: &AppId) -> Result<bool, Error> {
+        // What can be much goes first and in small transactions. If we die in between, the app still exists with less
+        // history, and the next delete ends the work.
+        for batch in [
+            "DELETE FROM logs WHERE seq IN (SELECT seq FROM logs WHERE app_id = $1 LIMIT $2)",
+            "DELETE FROM invocations WHERE id IN (SELECT id FROM invocations WHERE app_id = $1 LIMIT $2)",
+            "DELETE FROM events WHERE seq IN (SELECT seq FROM events WHERE app_id = $1 LIMIT $2)",
+        ] {
+            loop {
+                let query = sqlx::query(batch).bind(id.as_str()).bind(DELETE_BATCH);
+                let deleted = query.execute(self.write()).await.map_err(during("delete an app's history"))?;
+                if deleted.rows_affected() < DELETE_BATCH.unsigned_abs() {
+                    break;
+                }
+            }
+        }
+        // Everything else, and what came meanwhile, goes by cascade.
+        let query = sqlx::query("DELETE FROM apps WHERE id = $1").bind(id.as_str());
+        let deleted = query.execute(self.write()).await.map_err(during("delete an app"))?;
+        Ok(deleted.rows_affected() > 0)
+    }
+
+    /// Which version serves, of every app that has one.
+    pub async fn active_versions(&self) -> Result<Vec<(AppId, VersionNumber)>, Error> {
+        let sql = "SELECT id, active_version FROM apps WHERE active_version IS NOT NULL ORDER BY id";
+        let rows = sqlx::query(sql).fetch_all(self.read()).await.map_err(during("list active versions"))?;
+        rows.iter().map(|row| Ok((get_parsed(row, "id")?, get_version(row, "active_version")?))).collect()
+    }
+}
+
+fn decode(row: &Row) -> Result<App, Error> {
+    let retention: Option<i64> = get(row, "history_retention_ms")?;
+    let active: Option<i64> = get(row, "active_version")?;
+    Ok(App {
+        id: get_parsed(row, "id")?,
+        active: active.map(|_| get_version(row, "active_version")).transpose()?,
+        created_at: get_time(row, "created_at")?,
+        description: get(row, "description")?,
+        history_retention: retention.map(|ms| Duration::from_millis(ms.unsigned_abs())),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::HistoryItem;
+    use super::super::history::tests::{line, started};
+    use super::super::testing::{app, at, event, ready_version, row_counts, store, trigger};
+    use super::*;
+
+    #[tokio::test]
+    async fn an_app_begins_with_its_first_version_and_keeps_its_settings() {
+        let (_dir, store) = store().await;
+        assert_eq!(store.app(&app("shop")).await.expect("app"), None);
+        assert_eq!(store.update_app(&app("shop"), AppChange::default()).await.expect("update"), None);
+
+        ready_version(&store, "shop").await;
+        let fresh = store.app(&app("shop")).await.expect("app").expect("exists");
+        let active = Some(VersionNumber(1));
+        let expected =
+            App { id: app("shop"), active, created_at: at(0), description: String::new(), history_retention: None };
+        assert_eq!(fresh, expected);
+
+        let day = Duration::from_secs(86_400);
+        let change = AppChange { description: Some("a shop".to_owned()), history_retention: Some(Some(day)) };
+        let changed = store.update_app(&app("shop"), change).await.expect("update").expect("exists");
+        assert_eq!((changed.description.as_str(), changed.history_retention), ("a shop", Some(day)));
+
+        let same = store.update_app(&app("shop"), AppChange::default()).await.expect("update");
+        assert_eq!(same.as_ref(), Some(&changed));
+        let change = AppChange { description: None, history_retention: Some(None) };
+        let reset = store.update_app(&app("shop"), change).await.expect("update").expect("exists");
+        assert_eq!((reset.description.as_str(), reset.history_retention), ("a shop", None));
+        assert_eq!(store.app(&app("shop")).await.expect("app"), Some(reset));
+    }
+
+    #[tokio::test]
+    async fn apps_are_listed_page_by_page() {
+        let (_dir, store) = store().await;
+        for id in ["b", "a", "C", "d"] {
+            ready_version(&store, id).await;
+        }
+        let ids = |apps: Vec<App>| apps.into_iter().map(|a| a.id.to_string()).collect::<Vec<_>>();
+        assert_eq!(ids(store.list_apps(None, 3).await.expect("list")), ["C", "a", "b"]);
+        assert_eq!(ids(store.list_apps(Some(&app("b")), 3).await.expect("list")), ["d"]);
+        assert_eq!(store.active_versions().await.expect("active").len(), 4);
+    }
+
+    #[tokio::test]
+    async fn a_deleted_app_leaves_nothing_behind() {
+        let (_dir, store) = store().await;
+        for id in ["shop", "other"] {
+            ready_version(&store, id).await;
+            store.enqueue(event(id)).await.expect("enqueue");
+            let invocation = started(id);
+            let items = [HistoryItem::Log(line(id, Some(invocation.id), at(1))), HistoryItem::Started(invocation)];
+            store.record(&items).await.expect("record");
+            store.record_reply(&app(id), &trigger(), "k", "{}", at(1), at(0)).await.expect("reply");
+        }
+        let before = row_counts(&store).await;
+        assert!(before.len() >= 7 && before.iter().all(|(_, rows)| *rows == 2), "{before:?}");
+
+        assert!(store.delete_app(&app("shop")).await.expect("delete"));
+        assert!(!store.delete_app(&app("shop")).await.expect("delete again"));
+        let after = row_counts(&store).await;
+        assert!(after.iter().all(|(_, rows)| *rows == 1), "{after:?}");
+
+        // What still ran for it is not recorded either.
+        let late = [HistoryItem::Log(line("shop", None, at(2))), HistoryItem::Finished(started("shop"))];
+        store.record(&late).await.expect("record");
+        assert!(!store.record_reply(&app("shop"), &trigger(), "k", "{}", at(1), at(0)).await.expect("reply"));
+        assert!(matches!(store.enqueue(event("shop")).await, Err(Error::UnknownApp(id)) if id == app("shop")));
+        assert_eq!(row_counts(&store).await, after);
+    }
+
+    #[tokio::test]
+    async fn a_row_that_does_not_decode_is_named() {
+        let (_dir, store) = store().await;
+        ready_version(&store, "shop").await;
+        sqlx::query("UPDATE apps SET active_version = -1").execute(store.write()).await.expect("update");
+        let err = store.app(&app("shop")).await.expect_err("a negative version").to_string();
+        assert!(err.starts_with("the store holds a row that does not decode: active_version"), "{err}");
+    }
+}

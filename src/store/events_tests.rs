@@ -1,0 +1,456 @@
+use std::collections::HashSet;
+use std::time::Duration;
+
+use futures_util::future::try_join_all;
+
+use super::super::testing::{app, at, event, ready_version, store};
+use super::*;
+
+async fn store_with_app() -> (tempfile::TempDir, Store) {
+    let (dir, store) = store().await;
+    ready_version(&store, "shop").await;
+    (dir, store)
+}
+
+fn keyed(key: &str, payload: u64) -> NewEvent {
+    let payload = RawJson::trusted(&payload.to_string());
+    NewEvent { ordering_key: Some(key.to_owned()), payload, ..event("shop") }
+}
+
+async fn add(store: &Store, event: NewEvent) -> EventId {
+    store.enqueue(event).await.expect("enqueue").event_id
+}
+
+async fn claim(store: &Store, limit: u32, now: u64) -> Vec<ClaimedEvent> {
+    store.claim(limit, at(now + 60), at(now)).await.expect("claim")
+}
+
+async fn finish(store: &Store, claimed: &ClaimedEvent, disposition: Disposition) -> bool {
+    store.finish_claim(claimed.event.id, claimed.claim, disposition, at(500)).await.expect("finish")
+}
+
+fn retry(due: u64) -> Disposition {
+    Disposition::Retry { due_at: at(due), error: "boom".to_owned() }
+}
+
+fn dead() -> Disposition {
+    Disposition::Dead { reason: "attempts".to_owned(), error: "boom".to_owned() }
+}
+
+async fn figures(store: &Store) -> (u64, u64, u64) {
+    let figures = store.queue_figures(&app("shop")).await.expect("figures");
+    (figures.queued, figures.running, figures.dead)
+}
+
+fn payloads(claimed: &[ClaimedEvent]) -> Vec<&str> {
+    claimed.iter().map(|c| c.event.payload.as_str()).collect()
+}
+
+#[tokio::test]
+async fn a_thousand_concurrent_events_are_durable_in_few_transactions() {
+    let (dir, store) = store_with_app().await;
+    let tasks = (0..1000).map(|n| {
+        let store = store.clone();
+        tokio::spawn(async move { store.enqueue(keyed(&format!("k{n}"), n)).await })
+    });
+    let enqueued = try_join_all(tasks).await.expect("join");
+    let ids: HashSet<EventId> = enqueued.into_iter().map(|e| e.expect("enqueue").event_id).collect();
+    assert_eq!(ids.len(), 1000);
+    let batches = store.enqueue_batches();
+    assert!(batches <= 100, "{batches} transactions");
+    store.close().await;
+    assert!(matches!(store.enqueue(event("shop")).await, Err(Error::Closed)));
+
+    let store = Store::open(&dir.path().join("store.db")).await.expect("reopen");
+    assert_eq!(figures(&store).await, (1000, 0, 0));
+    let claimed: HashSet<EventId> = claim(&store, 2000, 1).await.iter().map(|c| c.event.id).collect();
+    assert_eq!(claimed, ids);
+}
+
+#[tokio::test]
+async fn closing_commits_what_was_accepted() {
+    let (dir, store) = store_with_app().await;
+    let tasks: Vec<_> = (0..200)
+        .map(|_| {
+            tokio::spawn({
+                let s = store.clone();
+                async move { s.enqueue(event("shop")).await }
+            })
+        })
+        .collect();
+    tokio::task::yield_now().await;
+    store.close().await;
+    let results = try_join_all(tasks).await.expect("join");
+    let accepted = results.iter().filter(|r| r.is_ok()).count();
+    assert!(results.iter().all(|r| matches!(r, Ok(_) | Err(Error::Closed))), "{results:?}");
+    let store = Store::open(&dir.path().join("store.db")).await.expect("reopen");
+    assert_eq!(figures(&store).await.0, accepted as u64);
+}
+
+#[tokio::test]
+async fn a_duplicate_gets_the_first_ones_id() {
+    let (_dir, store) = store_with_app().await;
+    ready_version(&store, "other").await;
+    let with_key = |app_id: &str| NewEvent { idempotency_key: Some("once".to_owned()), ..event(app_id) };
+    let first = store.enqueue(with_key("shop")).await.expect("enqueue");
+    assert!(!first.duplicate);
+    let again = NewEvent { version: VersionNumber(2), ..with_key("shop") };
+    let second = store.enqueue(again).await.expect("enqueue");
+    assert_eq!(second, Enqueued { duplicate: true, ..first });
+    assert!(!store.enqueue(with_key("other")).await.expect("enqueue").duplicate, "keys belong to one app");
+
+    let running = claim(&store, 1, 1).await.remove(0);
+    assert!(finish(&store, &running, Disposition::Done).await);
+    assert!(store.enqueue(with_key("shop")).await.expect("enqueue").duplicate, "also when it is done");
+    assert_eq!(store.purge_events(at(501), 10).await.expect("purge"), 1);
+    assert!(!store.enqueue(with_key("shop")).await.expect("enqueue").duplicate, "not when it is forgotten");
+}
+
+#[tokio::test]
+async fn of_concurrent_duplicates_one_is_queued() {
+    let (_dir, store) = store_with_app().await;
+    let events = (0..100).map(|n| {
+        let key = Some(format!("key-{}", n % 4));
+        store.enqueue(NewEvent { idempotency_key: key, ..event("shop") })
+    });
+    let enqueued = try_join_all(events).await.expect("enqueue");
+    let ids: HashSet<EventId> = enqueued.iter().map(|e| e.event_id).collect();
+    assert_eq!((ids.len(), enqueued.iter().filter(|e| !e.duplicate).count()), (4, 4));
+    assert_eq!(figures(&store).await.0, 4);
+}
+
+#[tokio::test]
+async fn an_event_of_an_unknown_app_spoils_no_other() {
+    let (_dir, store) = store_with_app().await;
+    let results = tokio::join!(
+        store.enqueue(event("shop")),
+        store.enqueue(event("nobody")),
+        store.enqueue(NewEvent { idempotency_key: Some("k".to_owned()), ..event("nobody") }),
+        store.enqueue(event("shop")),
+    );
+    assert!(results.0.is_ok() && results.3.is_ok());
+    assert!(matches!(results.1, Err(Error::UnknownApp(id)) if id == app("nobody")));
+    assert!(matches!(results.2, Err(Error::UnknownApp(_))));
+}
+
+#[tokio::test]
+async fn events_are_claimed_when_due_and_the_oldest_due_first() {
+    let (_dir, store) = store_with_app().await;
+    let due = |due, payload: &str| NewEvent { due_at: at(due), payload: RawJson::trusted(payload), ..event("shop") };
+    add(&store, due(30, "30")).await;
+    add(&store, due(10, "10")).await;
+    add(&store, due(20, "20")).await;
+    assert!(claim(&store, 10, 9).await.is_empty());
+    assert_eq!(store.next_due().await.expect("next"), Some(at(10)));
+    let first = claim(&store, 1, 25).await;
+    assert_eq!(payloads(&first), ["10"]);
+    assert_eq!((first[0].event.attempt, first[0].event.enqueued_at), (1, at(0)));
+    assert_eq!(payloads(&claim(&store, 10, 25).await), ["20"]);
+    assert!(claim(&store, 0, 30).await.is_empty());
+    assert_eq!(payloads(&claim(&store, 10, 30).await), ["30"]);
+    assert_eq!(figures(&store).await, (0, 3, 0));
+}
+
+#[tokio::test]
+async fn a_key_keeps_its_order_through_retries() {
+    let (_dir, store) = store_with_app().await;
+    for payload in 1..=3 {
+        add(&store, keyed("a", payload)).await;
+    }
+    add(&store, keyed("b", 9)).await;
+    let claimed = claim(&store, 10, 1).await;
+    assert_eq!(payloads(&claimed), ["1", "9"], "one of each key");
+    assert!(claim(&store, 10, 2).await.is_empty());
+
+    assert!(finish(&store, &claimed[0], retry(100)).await);
+    assert!(claim(&store, 10, 99 - 60).await.is_empty(), "nothing overtakes a retry");
+    assert!(finish(&store, &claimed[1], Disposition::Done).await);
+    assert_eq!(store.next_due().await.expect("next"), Some(at(100)), "those behind it do not count");
+    let again = claim(&store, 10, 100).await;
+    assert_eq!((payloads(&again), again[0].event.attempt), (vec!["1"], 2));
+    assert!(finish(&store, &again[0], dead()).await, "a dead letter lets the next one go");
+    let second = claim(&store, 10, 101).await;
+    assert_eq!(payloads(&second), ["2"]);
+    assert!(finish(&store, &second[0], Disposition::Skipped { reason: "disabled".to_owned() }).await);
+    assert_eq!(payloads(&claim(&store, 10, 102).await), ["3"]);
+}
+
+#[tokio::test]
+async fn the_same_key_under_another_trigger_or_app_is_another_order() {
+    let (_dir, store) = store_with_app().await;
+    ready_version(&store, "other").await;
+    add(&store, keyed("a", 1)).await;
+    add(&store, NewEvent { app: app("other"), ..keyed("a", 2) }).await;
+    add(&store, NewEvent { trigger_type: TriggerType::stored("UserReadMessage".to_owned()), ..keyed("a", 3) }).await;
+    assert_eq!(payloads(&claim(&store, 10, 1).await), ["1", "2", "3"]);
+}
+
+#[tokio::test]
+async fn an_older_event_that_returns_waits_for_the_one_in_flight() {
+    let (_dir, store) = store_with_app().await;
+    add(&store, keyed("a", 1)).await;
+    add(&store, keyed("a", 2)).await;
+    let first = claim(&store, 10, 1).await;
+    assert!(finish(&store, &first[0], dead()).await);
+    let second = claim(&store, 10, 2).await;
+    assert_eq!(payloads(&second), ["2"]);
+    // What a redrive does.
+    sqlx::query("UPDATE events SET state = 0 WHERE state = 4").execute(store.write()).await.expect("redrive");
+    assert!(claim(&store, 10, 3).await.is_empty());
+    let taken_over = claim(&store, 10, 100).await;
+    assert_eq!(payloads(&taken_over), ["2"], "and its expired claim can be taken over");
+    assert!(finish(&store, &taken_over[0], Disposition::Done).await);
+    assert_eq!(payloads(&claim(&store, 10, 101).await), ["1"]);
+}
+
+#[tokio::test]
+async fn an_expired_claim_is_taken_over_and_the_fence_refuses_the_late_finisher() {
+    let (_dir, store) = store_with_app().await;
+    add(&store, keyed("a", 1)).await;
+    let late = claim(&store, 1, 0).await.remove(0);
+    assert!(claim(&store, 1, 59).await.is_empty());
+    assert!(store.renew_claim(&late, at(120)).await.expect("renew"));
+    assert!(claim(&store, 1, 119).await.is_empty(), "it was renewed");
+    let taker = claim(&store, 1, 120).await.remove(0);
+    assert_eq!((taker.event.id, taker.event.attempt), (late.event.id, 2));
+
+    assert!(!store.renew_claim(&late, at(999)).await.expect("renew"));
+    assert!(!finish(&store, &late, Disposition::Done).await);
+    assert_eq!(figures(&store).await, (0, 1, 0));
+    assert!(finish(&store, &taker, Disposition::Done).await);
+    assert!(!finish(&store, &taker, retry(0)).await, "a claim ends once");
+    assert!(!store.renew_claim(&taker, at(999)).await.expect("renew"));
+    assert_eq!((figures(&store).await, store.next_due().await.expect("next")), ((0, 0, 0), None));
+}
+
+#[tokio::test]
+async fn an_expired_claim_that_nobody_took_over_can_still_be_finished() {
+    let (_dir, store) = store_with_app().await;
+    add(&store, event("shop")).await;
+    let claimed = claim(&store, 1, 0).await.remove(0);
+    assert_eq!(store.next_due().await.expect("next"), Some(at(60)));
+    assert!(finish(&store, &claimed, Disposition::Done).await);
+    assert!(claim(&store, 1, 100).await.is_empty());
+}
+
+#[tokio::test]
+async fn a_release_returns_the_attempt_and_a_restart_does_not() {
+    let (_dir, store) = store_with_app().await;
+    add(&store, event("shop")).await;
+    let first = claim(&store, 1, 0).await.remove(0);
+    assert!(finish(&store, &first, Disposition::Release { due_at: at(10) }).await);
+    assert!(claim(&store, 1, 9).await.is_empty());
+    let second = claim(&store, 1, 10).await.remove(0);
+    assert_eq!(second.event.attempt, 1);
+
+    assert_eq!(store.release_claims().await.expect("release"), 1);
+    assert_eq!(store.release_claims().await.expect("release"), 0);
+    assert!(!finish(&store, &second, Disposition::Done).await, "it is not ours any more");
+    assert_eq!(claim(&store, 1, 11).await.remove(0).event.attempt, 2);
+}
+
+#[tokio::test]
+async fn only_finished_events_are_purged_and_in_batches() {
+    let (_dir, store) = store_with_app().await;
+    for _ in 0..6 {
+        add(&store, event("shop")).await;
+    }
+    let claimed = claim(&store, 5, 1).await;
+    let skipped = Disposition::Skipped { reason: "gone".to_owned() };
+    for (n, disposition) in [Disposition::Done, skipped, Disposition::Done, dead()].into_iter().enumerate() {
+        let (id, fence) = (claimed[n].event.id, claimed[n].claim);
+        assert!(store.finish_claim(id, fence, disposition, at(n as u64)).await.expect("finish"));
+    }
+    assert_eq!(store.purge_events(at(2), 1).await.expect("purge"), 1);
+    assert_eq!(store.purge_events(at(2), 10).await.expect("purge"), 1, "the third ended at the bound");
+    assert_eq!(store.purge_events(at(1000), 10).await.expect("purge"), 1);
+    assert_eq!(store.purge_events(at(1000), 10).await.expect("purge"), 0);
+    assert_eq!(figures(&store).await, (1, 1, 1));
+    let (reason, error): (String, String) = sqlx::query_as("SELECT reason, error FROM events WHERE state = 4")
+        .fetch_one(store.read())
+        .await
+        .expect("dead letter");
+    assert_eq!((reason.as_str(), error.as_str()), ("attempts", "boom"));
+}
+
+#[tokio::test]
+async fn the_queue_is_never_scanned() {
+    let (_dir, store) = store_with_app().await;
+    for sql in [CLAIM, NEXT_DUE] {
+        let explain = sqlx::AssertSqlSafe(format!("EXPLAIN QUERY PLAN {sql}"));
+        let rows = sqlx::query(explain).bind(0).bind(0).bind(0).bind(10).fetch_all(store.write()).await;
+        let plan: Vec<String> =
+            rows.expect("plan").iter().map(|row| get::<String>(row, "detail").expect("detail")).collect();
+        let plan = plan.join("\n");
+        assert!(
+            plan.contains("e USING INDEX events_due") || plan.contains("e USING COVERING INDEX events_due"),
+            "{plan}"
+        );
+        assert!(plan.contains("INDEX events_turn") && plan.contains("INDEX events_in_flight"), "{plan}");
+        assert!(!plan.contains("TEMP B-TREE"), "the limit has to stop the search early: {plan}");
+        // NEXT_DUE walks its index from the front.
+        let scans = plan.lines().filter(|line| line.starts_with("SCAN") && !line.contains("INDEX events_due"));
+        assert_eq!(scans.count(), 0, "{plan}");
+    }
+}
+
+/// What the queue should do, simply.
+mod model {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        Enqueue {
+            key: Option<u8>,
+            delay: u64,
+        },
+        Claim {
+            limit: u32,
+        },
+        /// Of the claims ever made, the one with this index (modulo their number), late ones included.
+        Finish {
+            index: usize,
+            retry_in: Option<u64>,
+            release: bool,
+        },
+        Pass {
+            seconds: u64,
+        },
+        Restart,
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let step = prop_oneof![
+            4 => (proptest::option::of(0..3u8), 0..20u64).prop_map(|(key, delay)| Step::Enqueue { key, delay }),
+            4 => (1..4u32).prop_map(|limit| Step::Claim { limit }),
+            6 => (any::<usize>(), proptest::option::of(0..20u64), any::<bool>())
+                .prop_map(|(index, retry_in, release)| Step::Finish { index, retry_in, release }),
+            3 => (1..50u64).prop_map(|seconds| Step::Pass { seconds }),
+            1 => Just(Step::Restart),
+        ];
+        proptest::collection::vec(step, 1..60)
+    }
+
+    struct Entry {
+        id: EventId,
+        key: Option<u8>,
+        due: u64,
+        attempt: u32,
+        /// The index of the claim that holds it.
+        claim: Option<usize>,
+    }
+
+    #[derive(Default)]
+    struct Queue {
+        /// In the order of arrival; what ended is gone.
+        entries: Vec<Entry>,
+        claims: Vec<ClaimedEvent>,
+        now: u64,
+    }
+
+    impl Queue {
+        fn has_turn(&self, n: usize) -> bool {
+            let e = &self.entries[n];
+            let same = |p: &Entry| p.key.is_some() && p.key == e.key;
+            e.claim.is_some()
+                || !self.entries[..n].iter().any(same) && !self.entries.iter().any(|p| same(p) && p.claim.is_some())
+        }
+
+        fn claimable(&self) -> Vec<(u64, usize)> {
+            let ready = (0..self.entries.len()).filter(|&n| self.entries[n].due <= self.now && self.has_turn(n));
+            let mut ready: Vec<_> = ready.map(|n| (self.entries[n].due, n)).collect();
+            ready.sort_unstable();
+            ready
+        }
+
+        fn next_due(&self) -> Option<SystemTime> {
+            (0..self.entries.len()).filter(|&n| self.has_turn(n)).map(|n| self.entries[n].due).min().map(at)
+        }
+
+        async fn step(&mut self, store: &Store, step: Step) {
+            match step {
+                Step::Pass { seconds } => self.now += seconds,
+                Step::Enqueue { key, delay } => {
+                    let due = self.now + delay;
+                    let ordering_key = key.map(|k| k.to_string());
+                    let new = NewEvent { ordering_key, due_at: at(due), ..event("shop") };
+                    let id = add(store, new).await;
+                    self.entries.push(Entry { id, key, due, attempt: 0, claim: None });
+                }
+                Step::Claim { limit } => {
+                    let mut expected: Vec<usize> =
+                        self.claimable().into_iter().take(limit as usize).map(|(_, n)| n).collect();
+                    expected.sort_unstable();
+                    let claimed = claim(store, limit, self.now).await;
+                    assert_eq!(claimed.len(), expected.len());
+                    for (claimed, n) in claimed.into_iter().zip(expected) {
+                        let entry = &mut self.entries[n];
+                        entry.attempt += 1;
+                        entry.due = self.now + 60;
+                        entry.claim = Some(self.claims.len());
+                        assert_eq!((claimed.event.id, claimed.event.attempt), (entry.id, entry.attempt));
+                        self.claims.push(claimed);
+                    }
+                }
+                Step::Finish { index, retry_in, release } if !self.claims.is_empty() => {
+                    let index = index % self.claims.len();
+                    let held = self.entries.iter().position(|e| e.claim == Some(index));
+                    let due = self.now + retry_in.unwrap_or(0);
+                    let disposition = match retry_in {
+                        None => Disposition::Done,
+                        Some(_) if release => Disposition::Release { due_at: at(due) },
+                        Some(_) => retry(due),
+                    };
+                    assert_eq!(finish(store, &self.claims[index], disposition).await, held.is_some());
+                    match (held, retry_in) {
+                        (None, _) => {}
+                        (Some(n), None) => drop(self.entries.remove(n)),
+                        (Some(n), Some(_)) => {
+                            let entry = &mut self.entries[n];
+                            (entry.due, entry.claim) = (due, None);
+                            entry.attempt -= u32::from(release);
+                        }
+                    }
+                }
+                Step::Finish { .. } => {}
+                Step::Restart => {
+                    store.release_claims().await.expect("release");
+                    for entry in self.entries.iter_mut().filter(|e| e.claim.is_some()) {
+                        (entry.due, entry.claim) = (0, None); // `event()` is enqueued at 0.
+                    }
+                }
+            }
+            assert_eq!(store.next_due().await.expect("next"), self.next_due());
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 24, max_shrink_time: 20_000, ..ProptestConfig::default() })]
+        #[test]
+        fn the_queue_does_what_a_simple_one_does(steps in steps()) {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+            runtime.block_on(async {
+                let (_dir, store) = store_with_app().await;
+                let mut queue = Queue::default();
+                for step in steps {
+                    queue.step(&store, step).await;
+                }
+                let waiting = queue.entries.iter().filter(|e| e.claim.is_none()).count() as u64;
+                let running = queue.entries.len() as u64 - waiting;
+                assert_eq!(figures(&store).await, (waiting, running, 0));
+                store.close().await;
+            });
+        }
+    }
+}
+
+#[tokio::test]
+async fn times_before_the_epoch_do_no_harm() {
+    let (_dir, store) = store_with_app().await;
+    let past = SystemTime::UNIX_EPOCH - Duration::from_secs(5);
+    add(&store, NewEvent { due_at: past, ..event("shop") }).await;
+    assert_eq!(store.next_due().await.expect("next"), Some(past));
+    assert_eq!(claim(&store, 1, 0).await.len(), 1);
+}

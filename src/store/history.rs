@@ -1,0 +1,161 @@
+//! The history: what ran, how it ended and what it wrote, as long as its app keeps it.
+
+use std::time::{Duration, SystemTime};
+
+use sqlx::{QueryBuilder, Sqlite};
+
+use super::codec::{json, millis, signed, span_millis};
+use super::invocation_row::{
+    decode_invocation, decode_log, insert_log, insert_started, level_code, status_code, upsert_finished,
+};
+use super::{Error, Store, during};
+use crate::model::{
+    AppId, EventId, FailureKind, FunctionFailure, Invocation, InvocationId, InvocationStatus, LogLevel, LogLine,
+    TriggerType, VersionNumber,
+};
+
+/// One thing to remember.
+#[derive(Debug, Clone, PartialEq)]
+pub enum HistoryItem {
+    Started(Invocation),
+    /// Complete in itself: may come without, or before, its `Started`.
+    Finished(Invocation),
+    Log(LogLine),
+}
+
+/// Which invocations to list; `None`: all.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct InvocationFilter {
+    pub trigger_type: Option<TriggerType>,
+    pub status: Option<InvocationStatus>,
+    pub version: Option<VersionNumber>,
+    pub event_id: Option<EventId>,
+}
+
+/// Which log lines to list; `None`: all.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LogFilter {
+    pub trigger_type: Option<TriggerType>,
+    pub invocation: Option<InvocationId>,
+    pub min_level: Option<LogLevel>,
+    pub version: Option<VersionNumber>,
+}
+
+impl Store {
+    /// Records all items in one transaction. Those of an app that is gone are left out.
+    pub async fn record(&self, items: &[HistoryItem]) -> Result<(), Error> {
+        if items.is_empty() {
+            return Ok(());
+        }
+        let mut tx = self.begin("record history").await?;
+        for item in items {
+            match item {
+                HistoryItem::Started(invocation) => insert_started(&mut tx, invocation).await?,
+                HistoryItem::Finished(invocation) => upsert_finished(&mut tx, invocation).await?,
+                HistoryItem::Log(line) => insert_log(&mut tx, line).await?,
+            }
+        }
+        tx.commit().await.map_err(during("record history"))
+    }
+
+    pub async fn invocation(&self, app: &AppId, id: InvocationId) -> Result<Option<Invocation>, Error> {
+        let query = sqlx::query("SELECT * FROM invocations WHERE id = $1 AND app_id = $2");
+        let query = query.bind(id.to_string()).bind(app.as_str());
+        let row = query.fetch_optional(self.read()).await.map_err(during("read an invocation"))?;
+        row.as_ref().map(decode_invocation).transpose()
+    }
+
+    /// In the order they were written. Look the invocation up first: this does not ask whose it is.
+    pub async fn invocation_logs(&self, id: InvocationId) -> Result<Vec<LogLine>, Error> {
+        let query = sqlx::query("SELECT * FROM logs WHERE invocation_id = $1 ORDER BY seq").bind(id.to_string());
+        let rows = query.fetch_all(self.read()).await.map_err(during("read an invocation's logs"))?;
+        rows.iter().map(decode_log).collect()
+    }
+
+    /// Newest first.
+    pub async fn list_invocations(
+        &self,
+        app: &AppId,
+        filter: InvocationFilter,
+        before: Option<InvocationId>,
+        limit: u32,
+    ) -> Result<Vec<Invocation>, Error> {
+        let mut sql = Select::of("invocations", app);
+        sql.and("trigger_type = ", filter.trigger_type.map(|t| t.to_string()));
+        sql.and("status = ", filter.status.map(status_code));
+        sql.and("version = ", filter.version.map(|v| signed(v.0)));
+        sql.and("event_id = ", filter.event_id.map(|id| id.to_string()));
+        sql.and("id < ", before.map(|id| id.to_string()));
+        let rows = sql.newest("id", limit).build().fetch_all(self.read()).await;
+        rows.map_err(during("list invocations"))?.iter().map(decode_invocation).collect()
+    }
+
+    /// The newest `last` lines, oldest first.
+    pub async fn logs(&self, app: &AppId, filter: LogFilter, last: u32) -> Result<Vec<LogLine>, Error> {
+        let mut sql = Select::of("logs", app);
+        sql.and("trigger_type = ", filter.trigger_type.map(|t| t.to_string()));
+        sql.and("invocation_id = ", filter.invocation.map(|id| id.to_string()));
+        sql.and("level >= ", filter.min_level.map(level_code));
+        sql.and("version = ", filter.version.map(|v| signed(v.0)));
+        let rows = sql.newest("seq", last).build().fetch_all(self.read()).await;
+        rows.map_err(during("list logs"))?.iter().rev().map(decode_log).collect()
+    }
+
+    /// Deletes up to `limit` ended invocations and up to `limit` log lines that are older than their app keeps them;
+    /// returns how many rows went. Call it until that is 0.
+    pub async fn purge_history(&self, now: SystemTime, default_retention: Duration, limit: u32) -> Result<u64, Error> {
+        let mut purged = 0;
+        for batch in [
+            // CROSS JOIN: app by app, each with its own bound on an index.
+            "DELETE FROM invocations WHERE id IN (
+                 SELECT i.id FROM apps a CROSS JOIN invocations i WHERE i.app_id = a.id
+                 AND i.created_at < $1 - COALESCE(a.history_retention_ms, $2) AND i.status <> 0 LIMIT $3)",
+            "DELETE FROM logs WHERE seq IN (
+                 SELECT l.seq FROM apps a CROSS JOIN logs l WHERE l.app_id = a.id
+                 AND l.at < $1 - COALESCE(a.history_retention_ms, $2) LIMIT $3)",
+        ] {
+            let query = sqlx::query(batch).bind(millis(now)).bind(span_millis(default_retention));
+            let query = query.bind(i64::from(limit));
+            purged += query.execute(self.write()).await.map_err(during("purge history"))?.rows_affected();
+        }
+        Ok(purged)
+    }
+
+    /// At start-up: nothing runs of what says RUNNING. Returns how many there were.
+    pub async fn abandon_invocations(&self, now: SystemTime) -> Result<u64, Error> {
+        let message = "the service stopped while this invocation ran";
+        let failure = FunctionFailure::new(FailureKind::Crashed, "ServiceStopped", message);
+        let sql = "UPDATE invocations SET status = 2, error_json = $1, finished_at = $2 WHERE status = 0";
+        let query = sqlx::query(sql).bind(json(&failure)?).bind(millis(now));
+        Ok(query.execute(self.write()).await.map_err(during("abandon invocations"))?.rows_affected())
+    }
+}
+
+/// A list with the conditions that were asked for. Optional ones in a fixed text (`$1 IS NULL OR …`) would use no index.
+struct Select(QueryBuilder<Sqlite>);
+
+impl Select {
+    fn of(table: &str, app: &AppId) -> Self {
+        let mut sql = QueryBuilder::new(format!("SELECT * FROM {table} WHERE app_id = "));
+        sql.push_bind(app.to_string());
+        Self(sql)
+    }
+
+    fn and<T>(&mut self, condition: &str, value: Option<T>)
+    where
+        T: for<'q> sqlx::Encode<'q, Sqlite> + sqlx::Type<Sqlite>,
+    {
+        if let Some(value) = value {
+            self.0.push(" AND ").push(condition).push_bind(value);
+        }
+    }
+
+    fn newest(mut self, order: &str, limit: u32) -> QueryBuilder<Sqlite> {
+        self.0.push(format!(" ORDER BY {order} DESC LIMIT ")).push_bind(i64::from(limit));
+        self.0
+    }
+}
+
+#[cfg(test)]
+#[path = "history_tests.rs"]
+pub mod tests;

@@ -1,0 +1,163 @@
+//! The durable truth: apps, versions, queued events, history. Every transaction of the service lives here.
+//!
+//! SQLite has one writer, so there is one writing connection, and each transaction on it begins with `BEGIN IMMEDIATE`: a
+//! transaction that reads first and writes later would fail at once, whatever the busy timeout. Readers have connections
+//! of their own that cannot write. Callers speak [`crate::model`]; no SQL type leaves this module, no proto type enters.
+//!
+//! Start reading at [`Store::open`], then `events.rs`, where the promises of the queue are kept.
+
+mod apps;
+mod codec;
+mod enqueuer;
+mod events;
+mod history;
+mod idempotency;
+mod invocation_row;
+mod open;
+#[cfg(test)]
+mod testing;
+mod versions;
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use sqlx::{Sqlite, SqlitePool, Transaction};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::model::AppId;
+
+pub use apps::{App, AppChange};
+pub use events::{ClaimId, ClaimedEvent, Disposition, Enqueued, NewEvent, QueueFigures};
+pub use history::{HistoryItem, InvocationFilter, LogFilter};
+pub use versions::{BeginError, DeleteVersion, NewVersion};
+
+/// What can go wrong here. Cheap to clone: one failed transaction may be the answer to many callers.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Error {
+    #[error("{verb}: {source}")]
+    Database { verb: &'static str, source: Arc<sqlx::Error> },
+    #[error("open {}: {source}", path.display())]
+    File { path: PathBuf, source: Arc<std::io::Error> },
+    #[error("{} is not a chatfn database: move it away, or let the store use another file", .0.display())]
+    NotADatabase(PathBuf),
+    #[error(
+        "{} was written by a newer chatfn (migration {migration} is unknown to this one): \
+         run that chatfn, or restore the backup made before the upgrade", path.display()
+    )]
+    Newer { path: PathBuf, migration: i64 },
+    #[error("bring {} up to date: {problem}", path.display())]
+    Migration { path: PathBuf, problem: String },
+    /// A row that does not decode: the file was changed by something else.
+    #[error("the store holds a row that does not decode: {0}")]
+    Corrupt(String),
+    #[error("app {0} does not exist")]
+    UnknownApp(AppId),
+    #[error("the store is closed")]
+    Closed,
+}
+
+/// A handle on the store; clones share it.
+#[derive(Clone)]
+pub struct Store {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    /// One connection: SQLite has one writer.
+    write: SqlitePool,
+    read: SqlitePool,
+    enqueues: mpsc::Sender<enqueuer::Request>,
+    enqueuer: Mutex<Option<JoinHandle<()>>>,
+    /// Makes the enqueuer stop accepting; it still commits what it has accepted.
+    stop: CancellationToken,
+    enqueue_batches: Arc<AtomicU64>,
+}
+
+impl Store {
+    /// Writes down what was accepted and closes the file. On return every accepted event is durable or its caller has
+    /// an error, and no connection is left. A second call does nothing.
+    pub async fn close(&self) {
+        self.inner.stop.cancel();
+        let enqueuer = self.inner.enqueuer.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(task) = enqueuer
+            && let Err(err) = task.await
+        {
+            tracing::error!("the store's enqueuer ended badly: {err}");
+        }
+        // Readers first: the last connection to close folds the log into the file, and a reader cannot.
+        self.inner.read.close().await;
+        self.inner.write.close().await;
+    }
+
+    /// Transactions that enqueued something, since open.
+    pub fn enqueue_batches(&self) -> u64 {
+        self.inner.enqueue_batches.load(Ordering::Relaxed)
+    }
+
+    /// Gives up to a thousand free pages back to the file system: call it now and then after a purge.
+    ///
+    /// # Errors
+    /// The database refuses.
+    pub async fn shrink(&self) -> Result<(), Error> {
+        let done = sqlx::query("PRAGMA incremental_vacuum(1000)").execute(self.write()).await;
+        done.map(|_| ()).map_err(during("shrink the store"))
+    }
+
+    fn read(&self) -> &SqlitePool {
+        &self.inner.read
+    }
+
+    /// For single statements, which are transactions by themselves. One with RETURNING has to be fetched to its end
+    /// (`fetch_all`): only then is it known to be committed.
+    fn write(&self) -> &SqlitePool {
+        &self.inner.write
+    }
+
+    async fn begin(&self, verb: &'static str) -> Result<Transaction<'static, Sqlite>, Error> {
+        self.write().begin_with("BEGIN IMMEDIATE").await.map_err(during(verb))
+    }
+}
+
+/// Names what was being done when the database failed.
+fn during(verb: &'static str) -> impl FnOnce(sqlx::Error) -> Error {
+    move |source| match source {
+        sqlx::Error::PoolClosed => Error::Closed,
+        source => Error::Database { verb, source: Arc::new(source) },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::testing::{app, at, building, built, event, store, trigger};
+    use super::*;
+    use crate::model::{InvocationId, VersionNumber};
+
+    /// The compiler's check: servers spawn what awaits these.
+    #[tokio::test]
+    async fn futures_can_move_between_threads() {
+        fn is_send(future: impl Future + Send) {
+            drop(future);
+        }
+        let (_dir, store) = store().await;
+        let (id, one) = (app("shop"), VersionNumber(1));
+        is_send(Store::open("x".as_ref()));
+        is_send(store.begin_version(building("shop")));
+        is_send(store.finish_version(&built(&building("shop"), one), true, None));
+        is_send(store.list_apps(None, 1));
+        is_send(store.delete_app(&id));
+        is_send(store.delete_version(&id, one));
+        is_send(store.layers_in_use(&id));
+        is_send(store.layer_for(&id, ""));
+        is_send(store.enqueue(event("shop")));
+        is_send(store.claim(1, at(1), at(0)));
+        is_send(store.record(&[]));
+        is_send(store.list_invocations(&id, InvocationFilter::default(), None, 1));
+        is_send(store.logs(&id, LogFilter::default(), 1));
+        is_send(store.invocation(&id, InvocationId::new()));
+        is_send(store.recorded_reply(&id, &trigger(), "", at(0)));
+        is_send(store.close());
+    }
+}

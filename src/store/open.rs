@@ -1,0 +1,177 @@
+//! Opening the file: its mode, its settings, its migrations, and clear words where it is not ours.
+
+use std::path::Path;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use sqlx::SqlitePool;
+use sqlx::migrate::{MigrateError, Migrator};
+use sqlx::sqlite::{SqliteAutoVacuum, SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use tokio::fs::OpenOptions;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::enqueuer::{self, Enqueuer};
+use super::{Error, Inner, Store, during};
+
+static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
+
+const READERS_MAX: u32 = 4;
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+/// What the write-ahead log may keep on disk after a checkpoint.
+const LOG_BYTES_MAX: &str = "67108864";
+/// SQLite's code for a file with other contents (one that was damaged is 11).
+const NOT_A_DATABASE: &str = "26";
+
+impl Store {
+    /// Opens the store in this file, creating it (mode 0600) or bringing it up to date.
+    ///
+    /// # Errors
+    /// The file cannot be opened, is not ours, or was written by a newer chatfn.
+    pub async fn open(path: &Path) -> Result<Self, Error> {
+        create_private(path).await?;
+        let write = open_writer(path).await?;
+        migrate(path, &write).await?;
+        // After the migrations: a reader can neither create the file nor switch it to WAL.
+        let read = open_readers(path).await?;
+
+        let (enqueues, requests) = mpsc::channel(enqueuer::WAITING_MAX);
+        let stop = CancellationToken::new();
+        let enqueue_batches = Arc::new(AtomicU64::new(0));
+        let task = Enqueuer::new(write.clone(), requests, stop.clone(), enqueue_batches.clone());
+        let enqueuer = Mutex::new(Some(tokio::spawn(task.run())));
+        Ok(Self { inner: Arc::new(Inner { write, read, enqueues, enqueuer, stop, enqueue_batches }) })
+    }
+}
+
+/// SQLite would create the file for everybody to read; its log and index files take the mode of this one.
+async fn create_private(path: &Path) -> Result<(), Error> {
+    let opened = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path).await;
+    opened.map(|_| ()).map_err(|err| Error::File { path: path.to_owned(), source: Arc::new(err) })
+}
+
+async fn open_writer(path: &Path) -> Result<SqlitePool, Error> {
+    let options = options(path)
+        // Before the first table exists, else it has no effect.
+        .auto_vacuum(SqliteAutoVacuum::Incremental)
+        .journal_mode(SqliteJournalMode::Wal)
+        // NORMAL may lose the last commits when the power goes, and an accepted event is a promise.
+        .synchronous(SqliteSynchronous::Full)
+        .pragma("journal_size_limit", LOG_BYTES_MAX);
+    let pool = pool(1).connect_with(options).await;
+    pool.map_err(|err| not_a_database(path, &err).unwrap_or_else(|| during("open the store")(err)))
+}
+
+async fn open_readers(path: &Path) -> Result<SqlitePool, Error> {
+    pool(READERS_MAX).connect_with(options(path).read_only(true)).await.map_err(during("open the store for reading"))
+}
+
+fn options(path: &Path) -> SqliteConnectOptions {
+    SqliteConnectOptions::new().filename(path).foreign_keys(true).busy_timeout(BUSY_TIMEOUT)
+}
+
+/// Connections to a file do not go stale, so none is tested or replaced.
+fn pool(connections: u32) -> SqlitePoolOptions {
+    SqlitePoolOptions::new()
+        .max_connections(connections)
+        .idle_timeout(None)
+        .max_lifetime(None)
+        .test_before_acquire(false)
+}
+
+async fn migrate(path: &Path, pool: &SqlitePool) -> Result<(), Error> {
+    let tables = "SELECT name FROM sqlite_schema WHERE type = 'table'";
+    let tables: Vec<String> = match sqlx::query_scalar(tables).fetch_all(pool).await {
+        Ok(tables) => tables,
+        Err(err) => return Err(not_a_database(path, &err).unwrap_or_else(|| during("read the schema")(err))),
+    };
+    if !tables.is_empty() && !tables.iter().any(|name| name == "_sqlx_migrations") {
+        return Err(Error::NotADatabase(path.to_owned())); // Some other program's database.
+    }
+    MIGRATIONS.run(pool).await.map_err(|err| match err {
+        MigrateError::VersionMissing(migration) => Error::Newer { path: path.to_owned(), migration },
+        err => Error::Migration { path: path.to_owned(), problem: err.to_string() },
+    })
+}
+
+fn not_a_database(path: &Path, err: &sqlx::Error) -> Option<Error> {
+    let code = err.as_database_error()?.code()?;
+    (code == NOT_A_DATABASE).then(|| Error::NotADatabase(path.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::super::testing::{app, ready_version, store};
+    use super::*;
+
+    async fn refusal(path: &Path) -> String {
+        Store::open(path).await.err().expect("a refusal").to_string()
+    }
+
+    #[tokio::test]
+    async fn the_file_is_private_and_durable() {
+        let (dir, store) = store().await;
+        for name in ["store.db", "store.db-wal", "store.db-shm"] {
+            let mode = std::fs::metadata(dir.path().join(name)).expect(name).permissions().mode();
+            assert_eq!(mode & 0o777, 0o600, "{name}");
+        }
+        let pragma = async |sql: &'static str| -> i64 {
+            sqlx::query_scalar(sql).fetch_one(store.write()).await.expect("pragma")
+        };
+        assert_eq!(pragma("PRAGMA synchronous").await, 2, "FULL");
+        assert_eq!(pragma("PRAGMA auto_vacuum").await, 2, "INCREMENTAL");
+        assert_eq!(pragma("PRAGMA foreign_keys").await, 1);
+        assert_eq!(pragma("PRAGMA busy_timeout").await, 5000);
+        assert_eq!(pragma("PRAGMA journal_size_limit").await, 67_108_864);
+        let mode: String = sqlx::query_scalar("PRAGMA journal_mode").fetch_one(store.read()).await.expect("mode");
+        assert_eq!(mode, "wal");
+        let refused = sqlx::query("DELETE FROM apps").execute(store.read()).await;
+        assert!(refused.is_err(), "a reader cannot write");
+        store.shrink().await.expect("shrink");
+    }
+
+    #[tokio::test]
+    async fn reopening_keeps_everything() {
+        let (dir, store) = store().await;
+        let version = ready_version(&store, "shop").await;
+        store.close().await;
+        store.close().await;
+        assert!(matches!(store.app(&app("shop")).await, Err(Error::Closed)));
+
+        let store = Store::open(&dir.path().join("store.db")).await.expect("reopen");
+        assert_eq!(store.version(&app("shop"), version.number).await.expect("version"), Some(version));
+    }
+
+    #[tokio::test]
+    async fn what_is_not_ours_is_refused_with_advice() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let text = dir.path().join("text");
+        std::fs::write(&text, "just a text file\n".repeat(200)).expect("write");
+        assert!(refusal(&text).await.contains("is not a chatfn database: move it away"));
+
+        let foreign = dir.path().join("foreign.db");
+        let options = SqliteConnectOptions::new().filename(&foreign).create_if_missing(true);
+        let other = pool(1).connect_with(options).await.expect("connect");
+        sqlx::query("CREATE TABLE t (x)").execute(&other).await.expect("create");
+        other.close().await;
+        assert!(refusal(&foreign).await.contains("is not a chatfn database"));
+
+        let missing = dir.path().join("no/such/folder/store.db");
+        assert!(refusal(&missing).await.contains("No such file or directory"));
+    }
+
+    #[tokio::test]
+    async fn a_newer_database_is_refused() {
+        let (dir, store) = store().await;
+        let newer = "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
+                     VALUES (99999, 'from the future', TRUE, x'00', 0)";
+        sqlx::query(newer).execute(store.write()).await.expect("insert");
+        store.close().await;
+        let message = refusal(&dir.path().join("store.db")).await;
+        assert!(message.contains("written by a newer chatfn (migration 99999"), "{message}");
+        assert!(message.contains("restore the backup"), "{message}");
+    }
+}

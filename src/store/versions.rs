@@ -1,0 +1,312 @@
+//! Versions: numbered when their build begins, immutable when it ends.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use sqlx::{Sqlite, Transaction};
+
+use super::codec::{
+    Row, corrupt, get, get_json, get_parsed, get_time, get_unsigned, get_version, json, millis, signed,
+};
+use super::{Error, Store, during};
+use crate::model::{AppId, Version, VersionNumber, VersionState};
+
+/// A version whose build begins.
+#[derive(Debug, Clone)]
+pub struct NewVersion {
+    /// BUILDING; its number is ignored.
+    pub version: Version,
+    pub environment: BTreeMap<String, String>,
+    /// What its layer is found by again.
+    pub deps_digest: String,
+    /// The publisher's idempotency key.
+    pub publish_key: Option<String>,
+    /// What the publisher believes to be the newest READY version; 0: there is none.
+    pub base: Option<VersionNumber>,
+}
+
+/// Why a build cannot begin or end.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum BeginError {
+    #[error("version {newest} was published since (0: none is left)")]
+    BaseMoved { newest: VersionNumber },
+    /// The app or the version was deleted meanwhile, or the build was given up.
+    #[error("version {0} is not being built")]
+    NotBuilding(VersionNumber),
+    #[error(transparent)]
+    Store(#[from] Error),
+}
+
+/// How a delete ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeleteVersion {
+    Deleted,
+    NotFound,
+    /// It serves.
+    Active,
+    Building,
+    /// So many queued or running events are bound to it.
+    NeededByEvents(u64),
+}
+
+impl Store {
+    /// Numbers a version and keeps it as BUILDING; the app begins to exist if it did not.
+    ///
+    /// # Errors
+    /// `base` is not the newest READY version.
+    pub async fn begin_version(&self, new: NewVersion) -> Result<VersionNumber, BeginError> {
+        const VERB: &str = "begin a version";
+        let app = &new.version.app;
+        let mut tx = self.begin(VERB).await?;
+        check_base(&mut tx, app, new.base, VersionNumber(0)).await?;
+        let create = sqlx::query(
+            "INSERT INTO apps (id, last_version, created_at, description) VALUES ($1, 0, $2, '')
+             ON CONFLICT (id) DO NOTHING",
+        );
+        let create = create.bind(app.as_str()).bind(millis(new.version.created_at));
+        create.execute(&mut *tx).await.map_err(during(VERB))?;
+        let count = "UPDATE apps SET last_version = last_version + 1 WHERE id = $1 RETURNING last_version";
+        let row = sqlx::query(count).bind(app.as_str()).fetch_one(&mut *tx).await.map_err(during(VERB))?;
+        let number = get_version(&row, "last_version")?;
+        insert(&mut tx, &new, number).await?;
+        tx.commit().await.map_err(during(VERB))?;
+        Ok(number)
+    }
+
+    /// Makes a BUILDING version READY, with all its fields but `created_at`, and lets it serve if `activate`.
+    ///
+    /// # Errors
+    /// `base` is not the newest READY version beside this one; then it stays BUILDING, to be failed by the caller.
+    pub async fn finish_version(
+        &self,
+        version: &Version,
+        activate: bool,
+        base: Option<VersionNumber>,
+    ) -> Result<(), BeginError> {
+        const VERB: &str = "finish a version";
+        let mut tx = self.begin(VERB).await?;
+        check_base(&mut tx, &version.app, base, version.number).await?;
+        if !set_ready(&mut tx, version).await? {
+            return Err(BeginError::NotBuilding(version.number));
+        }
+        if activate {
+            let query = sqlx::query("UPDATE apps SET active_version = $2 WHERE id = $1");
+            let query = query.bind(version.app.as_str()).bind(signed(version.number.0));
+            query.execute(&mut *tx).await.map_err(during(VERB))?;
+        }
+        Ok(tx.commit().await.map_err(during(VERB))?)
+    }
+
+    /// Marks a BUILDING version as FAILED; any other stays as it is.
+    pub async fn fail_version(&self, app: &AppId, number: VersionNumber, failure: &str) -> Result<(), Error> {
+        let sql = "UPDATE versions SET state = 2, failure = $3 WHERE app_id = $1 AND number = $2 AND state = 0";
+        let query = sqlx::query(sql).bind(app.as_str()).bind(signed(number.0)).bind(failure);
+        query.execute(self.write()).await.map(|_| ()).map_err(during("fail a version"))
+    }
+
+    /// Lets a version serve; false where it is not READY.
+    pub async fn activate_version(&self, app: &AppId, number: VersionNumber) -> Result<bool, Error> {
+        let query = sqlx::query(
+            "UPDATE apps SET active_version = $2 WHERE id = $1
+             AND EXISTS (SELECT 1 FROM versions WHERE app_id = $1 AND number = $2 AND state = 1)",
+        );
+        let query = query.bind(app.as_str()).bind(signed(number.0));
+        let changed = query.execute(self.write()).await.map_err(during("activate a version"))?;
+        Ok(changed.rows_affected() > 0)
+    }
+
+    pub async fn version(&self, app: &AppId, number: VersionNumber) -> Result<Option<Version>, Error> {
+        let query = sqlx::query("SELECT * FROM versions WHERE app_id = $1 AND number = $2");
+        let query = query.bind(app.as_str()).bind(signed(number.0));
+        let row = query.fetch_optional(self.read()).await.map_err(during("read a version"))?;
+        row.as_ref().map(decode).transpose()
+    }
+
+    /// Newest first, in every state.
+    pub async fn list_versions(
+        &self,
+        app: &AppId,
+        before: Option<VersionNumber>,
+        limit: u32,
+    ) -> Result<Vec<Version>, Error> {
+        let sql = "SELECT * FROM versions WHERE app_id = $1 AND number < $2 ORDER BY number DESC LIMIT $3";
+        let before = before.map_or(i64::MAX, |number| signed(number.0));
+        let query = sqlx::query(sql).bind(app.as_str()).bind(before).bind(i64::from(limit));
+        query.fetch_all(self.read()).await.map_err(during("list versions"))?.iter().map(decode).collect()
+    }
+
+    /// Secrets, by name; empty where there is no such version.
+    pub async fn environment(&self, app: &AppId, number: VersionNumber) -> Result<BTreeMap<String, String>, Error> {
+        let query = sqlx::query("SELECT name, value FROM environments WHERE app_id = $1 AND version = $2");
+        let query = query.bind(app.as_str()).bind(signed(number.0));
+        let rows = query.fetch_all(self.read()).await.map_err(during("read an environment"))?;
+        rows.iter().map(|row| Ok((get(row, "name")?, get(row, "value")?))).collect()
+    }
+
+    /// The newest READY version that was published with this key.
+    pub async fn version_by_publish_key(&self, app: &AppId, key: &str) -> Result<Option<Version>, Error> {
+        let sql = "SELECT * FROM versions WHERE app_id = $1 AND publish_key = $2 AND state = 1
+                   ORDER BY number DESC LIMIT 1";
+        self.newest(sql, app, key).await
+    }
+
+    /// The newest READY version with these dependencies: its layer can be used again (none is needed where it is empty).
+    pub async fn layer_for(&self, app: &AppId, deps_digest: &str) -> Result<Option<Version>, Error> {
+        let sql = "SELECT * FROM versions WHERE app_id = $1 AND deps_digest = $2 AND state = 1
+                   ORDER BY number DESC LIMIT 1";
+        self.newest(sql, app, deps_digest).await
+    }
+
+    /// Deletes a version that nothing needs any more. Finished events and dead letters do not need theirs.
+    pub async fn delete_version(&self, app: &AppId, number: VersionNumber) -> Result<DeleteVersion, Error> {
+        const VERB: &str = "delete a version";
+        let mut tx = self.begin(VERB).await?;
+        let query = sqlx::query(
+            "SELECT v.state, COALESCE(a.active_version = v.number, FALSE) AS active, (
+                 SELECT COUNT(*) FROM events e WHERE e.app_id = v.app_id AND e.state < 2 AND e.version = v.number
+             ) AS events
+             FROM versions v JOIN apps a ON a.id = v.app_id WHERE v.app_id = $1 AND v.number = $2",
+        );
+        let query = query.bind(app.as_str()).bind(signed(number.0));
+        let Some(row) = query.fetch_optional(&mut *tx).await.map_err(during(VERB))? else {
+            return Ok(DeleteVersion::NotFound);
+        };
+        if get::<bool>(&row, "active")? {
+            return Ok(DeleteVersion::Active);
+        }
+        if decode_state(&row)? == VersionState::Building {
+            return Ok(DeleteVersion::Building);
+        }
+        match get_unsigned(&row, "events")? {
+            0 => {}
+            events => return Ok(DeleteVersion::NeededByEvents(events)),
+        }
+        let query = sqlx::query("DELETE FROM versions WHERE app_id = $1 AND number = $2");
+        let query = query.bind(app.as_str()).bind(signed(number.0));
+        query.execute(&mut *tx).await.map_err(during(VERB))?;
+        tx.commit().await.map_err(during(VERB))?;
+        Ok(DeleteVersion::Deleted)
+    }
+
+    /// The layers that versions of this app use.
+    pub async fn layers_in_use(&self, app: &AppId) -> Result<BTreeSet<String>, Error> {
+        self.in_use("SELECT DISTINCT layer FROM versions WHERE app_id = $1 AND state < 2 AND layer <> ''", app).await
+    }
+
+    /// The artifacts that versions of this app use.
+    pub async fn digests_in_use(&self, app: &AppId) -> Result<BTreeSet<String>, Error> {
+        self.in_use("SELECT DISTINCT digest FROM versions WHERE app_id = $1 AND state < 2 AND digest <> ''", app).await
+    }
+
+    /// At start-up: nobody is building what says BUILDING. Returns how many there were.
+    pub async fn abandon_builds(&self) -> Result<u64, Error> {
+        let failure = "the service stopped while this version was being built";
+        let query = sqlx::query("UPDATE versions SET state = 2, failure = $1 WHERE state = 0").bind(failure);
+        Ok(query.execute(self.write()).await.map_err(during("abandon builds"))?.rows_affected())
+    }
+
+    async fn newest(&self, sql: &'static str, app: &AppId, key: &str) -> Result<Option<Version>, Error> {
+        let query = sqlx::query(sql).bind(app.as_str()).bind(key);
+        let row = query.fetch_optional(self.read()).await.map_err(during("find a version"))?;
+        row.as_ref().map(decode).transpose()
+    }
+
+    async fn in_use(&self, sql: &'static str, app: &AppId) -> Result<BTreeSet<String>, Error> {
+        let names: Vec<String> = sqlx::query_scalar(sql)
+            .bind(app.as_str())
+            .fetch_all(self.read())
+            .await
+            .map_err(during("list what versions use"))?;
+        Ok(names.into_iter().collect())
+    }
+}
+
+type Tx = Transaction<'static, Sqlite>;
+
+async fn check_base(
+    tx: &mut Tx,
+    app: &AppId,
+    base: Option<VersionNumber>,
+    except: VersionNumber,
+) -> Result<(), BeginError> {
+    let Some(base) = base else { return Ok(()) };
+    let query = sqlx::query(
+        "SELECT COALESCE(MAX(number), 0) AS newest FROM versions WHERE app_id = $1 AND state = 1 AND number <> $2",
+    );
+    let query = query.bind(app.as_str()).bind(signed(except.0));
+    let row = query.fetch_one(&mut **tx).await.map_err(during("check the base version"))?;
+    let newest = get_version(&row, "newest")?;
+    if newest == base { Ok(()) } else { Err(BeginError::BaseMoved { newest }) }
+}
+
+async fn insert(tx: &mut Tx, new: &NewVersion, number: VersionNumber) -> Result<(), Error> {
+    let v = &new.version;
+    let query = sqlx::query(
+        "INSERT INTO versions (app_id, number, state, digest, functions_json, dependencies_json,
+             environment_names_json, limits_json, node_version, layer, layer_size_bytes, size_bytes,
+             has_initialization_script, created_at, failure, deps_digest, publish_key)
+         VALUES ($1, $2, 0, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, '', $14, $15)",
+    );
+    let query = query.bind(v.app.as_str()).bind(signed(number.0)).bind(&v.digest);
+    let query = query.bind(json(&v.functions)?).bind(json(&v.dependencies)?).bind(json(&v.environment_names)?);
+    let query = query.bind(json(&v.limits)?).bind(&v.node_version);
+    let query = query.bind(&v.layer).bind(signed(v.layer_size_bytes)).bind(signed(v.size_bytes));
+    let query = query.bind(v.has_initialization_script).bind(millis(v.created_at));
+    let query = query.bind(&new.deps_digest).bind(&new.publish_key);
+    query.execute(&mut **tx).await.map_err(during("insert a version"))?;
+    for (name, value) in &new.environment {
+        let sql = "INSERT INTO environments (app_id, version, name, value) VALUES ($1, $2, $3, $4)";
+        let query = sqlx::query(sql).bind(v.app.as_str()).bind(signed(number.0)).bind(name).bind(value);
+        query.execute(&mut **tx).await.map_err(during("insert an environment"))?;
+    }
+    Ok(())
+}
+
+/// False where the version is not BUILDING.
+async fn set_ready(tx: &mut Tx, v: &Version) -> Result<bool, Error> {
+    let query = sqlx::query(
+        "UPDATE versions SET state = 1, digest = $3, functions_json = $4, dependencies_json = $5,
+             environment_names_json = $6, limits_json = $7, node_version = $8, layer = $9, layer_size_bytes = $10,
+             size_bytes = $11, has_initialization_script = $12
+         WHERE app_id = $1 AND number = $2 AND state = 0",
+    );
+    let query = query.bind(v.app.as_str()).bind(signed(v.number.0)).bind(&v.digest);
+    let query = query.bind(json(&v.functions)?).bind(json(&v.dependencies)?).bind(json(&v.environment_names)?);
+    let query = query.bind(json(&v.limits)?).bind(&v.node_version);
+    let query = query.bind(&v.layer).bind(signed(v.layer_size_bytes)).bind(signed(v.size_bytes));
+    let query = query.bind(v.has_initialization_script);
+    let changed = query.execute(&mut **tx).await.map_err(during("make a version ready"))?;
+    Ok(changed.rows_affected() > 0)
+}
+
+fn decode(row: &Row) -> Result<Version, Error> {
+    Ok(Version {
+        app: get_parsed(row, "app_id")?,
+        number: get_version(row, "number")?,
+        state: decode_state(row)?,
+        digest: get(row, "digest")?,
+        functions: get_json(row, "functions_json")?,
+        dependencies: get_json(row, "dependencies_json")?,
+        environment_names: get_json(row, "environment_names_json")?,
+        limits: get_json(row, "limits_json")?,
+        node_version: get(row, "node_version")?,
+        layer: get(row, "layer")?,
+        layer_size_bytes: get_unsigned(row, "layer_size_bytes")?,
+        size_bytes: get_unsigned(row, "size_bytes")?,
+        has_initialization_script: get(row, "has_initialization_script")?,
+        created_at: get_time(row, "created_at")?,
+        failure: get(row, "failure")?,
+    })
+}
+
+fn decode_state(row: &Row) -> Result<VersionState, Error> {
+    match get::<i64>(row, "state")? {
+        0 => Ok(VersionState::Building),
+        1 => Ok(VersionState::Ready),
+        2 => Ok(VersionState::Failed),
+        other => Err(corrupt("state", other)),
+    }
+}
+
+#[cfg(test)]
+#[path = "versions_tests.rs"]
+mod tests;
