@@ -1,11 +1,33 @@
+//! The self-hosted runtime for chat functions. The words are in `model`; read upwards from there, or downwards from `service`.
+//!
+//! One invocation, from call to reply: [`api`] turns `Invoke` into an [`invoke::Call`] → [`invoke`] checks the event against the
+//! [`model::Catalogue`] and asks [`serving`] for the version → that version's [`pool`] leases a [`worker`] → the worker's task
+//! sends the event to its Node process, which [`sandbox`] started → outcome, verdict, and a row for [`history`] on the way back.
+//! A non-blocking event stops at [`store`] instead, and [`dispatch`] takes the same way later.
+//!
+//! A version comes to be in [`publish`], and is kept by [`artifacts`] (files) and [`store`] (everything else).
+//!
+//! Imports point downwards: `cli, api → dispatch → invoke, publish → serving → pool → worker → sandbox → model`.
+
+pub mod api;
 pub mod artifacts;
+pub mod cli;
+pub mod config;
+pub mod dispatch;
+pub mod drain;
+pub mod history;
+pub mod invoke;
 pub mod model;
 pub mod pool;
+pub mod publish;
 pub mod sandbox;
+pub mod service;
+pub mod serving;
 pub mod store;
+pub mod telemetry;
 pub mod worker;
 
-/// Generated from `proto/`. Appears only in `api`, `cli` and the tests.
+/// Generated from `proto/`. Appears in `api` and `cli` only.
 #[allow(clippy::all, missing_docs)]
 pub mod proto {
     tonic::include_proto!("chatfunctions.v1");

@@ -10,6 +10,7 @@
 
 mod layers;
 mod manifest;
+mod source_map;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -25,6 +26,7 @@ use crate::model::AppId;
 
 pub use layers::{Layer, LayerKey, measure};
 pub use manifest::{Manifest, Unit};
+pub use source_map::SourceMap;
 
 /// The data directory's files. Cheap to clone.
 #[derive(Debug, Clone)]

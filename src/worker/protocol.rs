@@ -153,7 +153,7 @@ struct WireFailure {
     name: String,
     message: String,
     stack: String,
-    code: String,
+    code: Option<String>,
 }
 
 impl From<WireFailure> for FunctionFailure {
@@ -166,7 +166,7 @@ impl From<WireFailure> for FunctionFailure {
             "COLLATERAL" => FailureKind::Collateral,
             _ => FailureKind::Thrown,
         };
-        Self { kind, name: cut(wire.name), message: cut(wire.message), stack: cut(wire.stack), code: cut(wire.code) }
+        Self { kind, name: cut(wire.name), message: cut(wire.message), stack: cut(wire.stack), code: cut(wire.code.unwrap_or_default()) }
     }
 }
 

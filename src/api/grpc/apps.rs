@@ -1,0 +1,76 @@
+//! AppService.
+
+use std::time::Duration;
+
+use tonic::{Request, Response, Status};
+
+use crate::api::convert::{self, page, page_size, page_token};
+use crate::api::status::invalid;
+use crate::model::AppId;
+use crate::proto::{self, app_service_server::AppService};
+use crate::store::{App, AppChange};
+
+use super::Apps;
+
+const RETENTION_MIN: Duration = Duration::from_secs(60);
+const DESCRIPTION_BYTES_MAX: usize = 4096;
+
+impl Apps {
+    async fn shown(&self, app: App) -> Result<proto::App, Status> {
+        let figures = self.0.serving.figures(&app.id).await;
+        let queue = self.0.store.queue_figures(&app.id).await?;
+        Ok(convert::app(app, figures, queue))
+    }
+}
+
+#[tonic::async_trait]
+impl AppService for Apps {
+    async fn get_app(&self, request: Request<proto::GetAppRequest>) -> Result<Response<proto::GetAppResponse>, Status> {
+        let app: AppId = request.into_inner().app_id.parse()?;
+        let app = self.shown(self.0.app(&app).await?).await?;
+        Ok(Response::new(proto::GetAppResponse { app: Some(app) }))
+    }
+
+    async fn list_apps(&self, request: Request<proto::ListAppsRequest>) -> Result<Response<proto::ListAppsResponse>, Status> {
+        let request = request.into_inner();
+        let size = page_size(request.page_size)?;
+        let after: Option<AppId> = page_token(&request.page_token)?;
+        let rows = self.0.store.list_apps(after.as_ref(), size + 1).await?;
+        let (rows, next_page_token) = page(rows, size, |app| app.id.to_string());
+        let mut apps = Vec::with_capacity(rows.len());
+        for row in rows {
+            apps.push(self.shown(row).await?);
+        }
+        Ok(Response::new(proto::ListAppsResponse { apps, next_page_token }))
+    }
+
+    async fn update_app(&self, request: Request<proto::UpdateAppRequest>) -> Result<Response<proto::UpdateAppResponse>, Status> {
+        let request = request.into_inner();
+        let app: AppId = request.app_id.parse()?;
+        if request.description.as_ref().is_some_and(|text| text.len() > DESCRIPTION_BYTES_MAX) {
+            return Err(invalid("TOO_LARGE", format!("description has more than {DESCRIPTION_BYTES_MAX} bytes")));
+        }
+        let history_retention = match convert::duration("history_retention", request.history_retention)? {
+            None => None,
+            Some(Duration::ZERO) => Some(None),
+            Some(span) if span < RETENTION_MIN => {
+                return Err(invalid("INVALID_RETENTION", "history_retention is shorter than a minute"));
+            }
+            Some(span) => Some(Some(span)),
+        };
+        let change = AppChange { description: request.description, history_retention };
+        let changed = self.0.store.update_app(&app, change).await?;
+        let app = match changed {
+            Some(app) => app,
+            None => self.0.app(&app).await?,
+        };
+        Ok(Response::new(proto::UpdateAppResponse { app: Some(self.shown(app).await?) }))
+    }
+
+    async fn delete_app(&self, request: Request<proto::DeleteAppRequest>) -> Result<Response<proto::DeleteAppResponse>, Status> {
+        self.0.accept()?;
+        let app: AppId = request.into_inner().app_id.parse()?;
+        self.0.publisher.delete_app(&app).await?;
+        Ok(Response::new(proto::DeleteAppResponse {}))
+    }
+}

@@ -1,0 +1,225 @@
+//! InvocationService.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::stream;
+use tokio::sync::broadcast::{self, error::RecvError};
+use tokio::time::Instant;
+use tokio_stream::StreamExt;
+use tonic::metadata::MetadataMap;
+use tonic::{Request, Response, Status};
+
+use crate::api::convert::{self, non_empty, page, page_size, page_token, version_number};
+use crate::api::status::{invalid, with_reason};
+use crate::drain::Drain;
+use crate::invoke::Call;
+use crate::model::{AppId, InvocationId, LogLevel, LogLine, LogSource, TriggerType, VersionNumber};
+use crate::proto::{self, invocation_service_server::InvocationService};
+use crate::store::{InvocationFilter, LogFilter};
+
+use super::{Invocations, Streamed};
+
+const TAIL_LINES: u32 = 100;
+const TAIL_LINES_MAX: u32 = 1000;
+
+impl Invocations {
+    /// A filter's trigger type, in any spelling; empty means all.
+    fn trigger_filter(&self, spelling: &str) -> Result<Option<TriggerType>, Status> {
+        if spelling.is_empty() {
+            return Ok(None);
+        }
+        let unknown = || invalid("UNKNOWN_TRIGGER_TYPE", format!("unknown trigger type {spelling:?}"));
+        let trigger = self.0.catalogue.find(spelling).ok_or_else(unknown)?;
+        Ok(Some(trigger.trigger_type.clone()))
+    }
+}
+
+#[tonic::async_trait]
+impl InvocationService for Invocations {
+    async fn invoke(&self, request: Request<proto::InvokeRequest>) -> Result<Response<proto::InvokeResponse>, Status> {
+        let deadline = caller_deadline(request.metadata());
+        self.0.accept()?;
+        let request = request.into_inner();
+        let answer = self.0.invoker.call(Call {
+            app: request.app_id.parse()?,
+            trigger_type: request.trigger_type,
+            event: request.event_json,
+            idempotency_key: non_empty(request.idempotency_key),
+            ordering_key: non_empty(request.ordering_key),
+            version: request.version.map(version_number).transpose()?,
+            deadline,
+        });
+        Ok(Response::new(convert::answer(answer.await?)))
+    }
+
+    async fn list_invocations(
+        &self,
+        request: Request<proto::ListInvocationsRequest>,
+    ) -> Result<Response<proto::ListInvocationsResponse>, Status> {
+        let request = request.into_inner();
+        let app = self.0.app(&request.app_id.parse()?).await?;
+        let size = page_size(request.page_size)?;
+        let before: Option<InvocationId> = page_token(&request.page_token)?;
+        let filter = InvocationFilter {
+            trigger_type: self.trigger_filter(&request.trigger_type)?,
+            status: convert::status_filter(request.status)?,
+            version: (request.version != 0).then_some(VersionNumber(request.version)),
+            event_id: non_empty(request.event_id).map(|id| id.parse()).transpose()?,
+        };
+        self.0.history.flush().await;
+        let rows = self.0.store.list_invocations(&app.id, filter, before, size + 1).await?;
+        let (rows, next_page_token) = page(rows, size, |row| row.id.to_string());
+        let invocations = rows.into_iter().map(|row| convert::invocation(row, Vec::new())).collect();
+        Ok(Response::new(proto::ListInvocationsResponse { invocations, next_page_token }))
+    }
+
+    async fn get_invocation(
+        &self,
+        request: Request<proto::GetInvocationRequest>,
+    ) -> Result<Response<proto::GetInvocationResponse>, Status> {
+        let request = request.into_inner();
+        let app = self.0.app(&request.app_id.parse()?).await?;
+        let id: InvocationId = request.invocation_id.parse()?;
+        self.0.history.flush().await;
+        let unknown = || {
+            let message = format!("app {} has no invocation {id} (or it is older than the history is kept)", app.id);
+            with_reason(tonic::Code::NotFound, "INVOCATION_NOT_FOUND", message)
+        };
+        let row = self.0.store.invocation(&app.id, id).await?.ok_or_else(unknown)?;
+        let logs = self.0.store.invocation_logs(id).await?;
+        Ok(Response::new(proto::GetInvocationResponse { invocation: Some(convert::invocation(row, logs)) }))
+    }
+
+    type TailLogsStream = Streamed<proto::TailLogsResponse>;
+
+    async fn tail_logs(
+        &self,
+        request: Request<proto::TailLogsRequest>,
+    ) -> Result<Response<Self::TailLogsStream>, Status> {
+        let request = request.into_inner();
+        let app = self.0.app(&request.app_id.parse()?).await?;
+        let last = match request.tail_lines {
+            0 => TAIL_LINES,
+            1..=TAIL_LINES_MAX => request.tail_lines,
+            more => return Err(invalid("INVALID_TAIL_LINES", format!("tail_lines is {more}: at most {TAIL_LINES_MAX}"))),
+        };
+        let filter = LogFilter {
+            trigger_type: self.trigger_filter(&request.trigger_type)?,
+            invocation: non_empty(request.invocation_id).map(|id| id.parse()).transpose()?,
+            min_level: convert::level_filter(request.level)?,
+            version: (request.version != 0).then_some(VersionNumber(request.version)),
+        };
+        // Subscribed before the stored lines are read, so that none falls in between; flushed, so that none comes twice.
+        self.0.history.flush().await;
+        let live = self.0.history.follow();
+        let stored = self.0.store.logs(&app.id, filter.clone(), last).await?;
+        let shown = |line| Ok(proto::TailLogsResponse { entry: Some(convert::log_entry(line)) });
+        let stored = stream::iter(stored).map(shown);
+        if !request.follow {
+            return Ok(Response::new(Box::pin(stored)));
+        }
+        let follower = Follower { live, app: app.id, filter, drain: self.0.drain.clone(), missed: VecDeque::new() };
+        Ok(Response::new(Box::pin(stored.chain(follower.stream().map(shown)))))
+    }
+}
+
+/// The `grpc-timeout` header (gRPC over HTTP/2, "Timeout"): at most eight digits and a unit.
+fn caller_deadline(metadata: &MetadataMap) -> Option<Instant> {
+    let text = metadata.get("grpc-timeout")?.to_str().ok()?;
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let value: u64 = digits.parse().ok()?;
+    let timeout = match unit {
+        "H" => Duration::from_secs(value.checked_mul(3600)?),
+        "M" => Duration::from_secs(value.checked_mul(60)?),
+        "S" => Duration::from_secs(value),
+        "m" => Duration::from_millis(value),
+        "u" => Duration::from_micros(value),
+        "n" => Duration::from_nanos(value),
+        _ => return None,
+    };
+    Instant::now().checked_add(timeout)
+}
+
+/// One caller's view of the live lines.
+struct Follower {
+    live: broadcast::Receiver<Arc<LogLine>>,
+    app: AppId,
+    filter: LogFilter,
+    drain: Drain,
+    missed: VecDeque<LogLine>,
+}
+
+impl Follower {
+    fn stream(self) -> impl tokio_stream::Stream<Item = LogLine> {
+        stream::unfold(self, |mut follower| async move {
+            let line = follower.next().await?;
+            Some((line, follower))
+        })
+    }
+
+    /// `None` once the service drains.
+    async fn next(&mut self) -> Option<LogLine> {
+        loop {
+            if let Some(line) = self.missed.pop_front() {
+                return Some(line);
+            }
+            let received = tokio::select! {
+                received = self.live.recv() => received,
+                () = self.drain.started() => return None,
+            };
+            match received {
+                Ok(line) if self.wants(&line) => return Some((*line).clone()),
+                Ok(_) => {}
+                Err(RecvError::Lagged(lines)) => self.missed.push_back(self.gap(lines)),
+                Err(RecvError::Closed) => return None,
+            }
+        }
+    }
+
+    fn wants(&self, line: &LogLine) -> bool {
+        let filter = &self.filter;
+        line.app == self.app
+            && filter.trigger_type.as_ref().is_none_or(|trigger| line.trigger_type.as_ref() == Some(trigger))
+            && filter.invocation.is_none_or(|id| line.invocation == Some(id))
+            && filter.min_level.is_none_or(|level| line.level >= level)
+            && filter.version.is_none_or(|version| line.version == version)
+    }
+
+    /// Silence would look like nothing happened.
+    fn gap(&self, lines: u64) -> LogLine {
+        LogLine {
+            app: self.app.clone(),
+            version: VersionNumber(0),
+            trigger_type: None,
+            invocation: None,
+            at: std::time::SystemTime::now(),
+            level: LogLevel::Warn,
+            source: LogSource::System,
+            text: format!("[{lines} lines of this service were skipped: the reader is too slow]"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_callers_timeout_is_read_in_every_unit() {
+        let read = |text: &str| {
+            let mut metadata = MetadataMap::new();
+            metadata.insert("grpc-timeout", text.parse().expect("ascii"));
+            caller_deadline(&metadata).map(|deadline| deadline.duration_since(Instant::now()))
+        };
+        for (text, millis) in [("1H", 3_600_000), ("2M", 120_000), ("3S", 3000), ("400m", 400), ("500000u", 500)] {
+            let left = read(text).expect(text);
+            let whole = Duration::from_millis(millis);
+            assert!(left <= whole && left > whole - Duration::from_millis(100), "{text}: {left:?}");
+        }
+        for bad in ["", "5", "m", "5x", "-5m"] {
+            assert!(read(bad).is_none(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! What callers see: gRPC on one port with a little HTTP. Proto types appear here and in `cli` only.
+
+mod auth;
+mod convert;
+mod grpc;
+mod http;
+mod status;
+
+use std::sync::Arc;
+
+use tonic::service::Routes;
+
+use crate::drain::Drain;
+use crate::history::History;
+use crate::invoke::Invoker;
+use crate::model::Catalogue;
+use crate::proto;
+use crate::publish::Publisher;
+use crate::serving::Serving;
+use crate::store::Store;
+
+pub use auth::OperatorToken;
+
+/// Room for the envelope around an event or a result.
+const ENVELOPE_BYTES: usize = 1 << 20;
+/// An event with its result and a full log.
+const HISTORY_BYTES_MAX: usize = 256 << 20;
+
+/// All that the API serves from.
+pub struct Services {
+    pub invoker: Invoker,
+    pub publisher: Publisher,
+    pub serving: Serving,
+    pub store: Store,
+    pub history: History,
+    pub catalogue: Arc<Catalogue>,
+    pub drain: Drain,
+    pub limits: MessageLimits,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub struct MessageLimits {
+    pub event_bytes_max: usize,
+    pub result_bytes_max: usize,
+    pub publish_bytes_max: usize,
+}
+
+/// gRPC services, reflection, health and HTTP as one router. Health goes first: a probe needs no token.
+pub fn routes(services: Services, token: Option<OperatorToken>) -> Routes {
+    use proto::app_service_server::AppServiceServer;
+    use proto::invocation_service_server::InvocationServiceServer;
+    use proto::version_service_server::VersionServiceServer;
+
+    let services = Arc::new(services);
+    let limits = services.limits;
+    let drain = services.drain.clone();
+    let invocations = InvocationServiceServer::new(grpc::Invocations(Arc::clone(&services)))
+        // A little more than allowed gets in, so that the answer can say what the limit is.
+        .max_decoding_message_size(limits.event_bytes_max * 2 + ENVELOPE_BYTES)
+        .max_encoding_message_size(HISTORY_BYTES_MAX.max(limits.result_bytes_max + ENVELOPE_BYTES));
+    let versions = VersionServiceServer::new(grpc::Versions(Arc::clone(&services)))
+        .max_decoding_message_size(limits.publish_bytes_max + ENVELOPE_BYTES);
+    let apps = AppServiceServer::new(grpc::Apps(services));
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .build_v1()
+        .expect("the descriptors were compiled with this program");
+    let guarded = Routes::new(invocations).add_service(versions).add_service(apps).add_service(reflection);
+    let guarded = auth::guard(guarded.prepare().into_axum_router(), token);
+    let open = Routes::new(drain.health_service()).prepare().into_axum_router();
+    Routes::from(http::router(drain).merge(open.reset_fallback()).merge(guarded))
+}

@@ -1,0 +1,148 @@
+//! Errors → gRPC status. One match per enum and no catch-all: a new variant has to choose its code here.
+//!
+//! Clients branch on the code and the reason; messages are for people.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt};
+
+use crate::model::IdError;
+use crate::publish::InstallError;
+use crate::{invoke, publish, serving, store};
+
+const DOMAIN: &str = "chatfn";
+/// Proxies refuse more than 8 KiB of metadata; a stack may be larger, and base64 makes it larger still.
+const MESSAGE_BYTES_MAX: usize = 4 << 10;
+/// When to ask again after AT_CAPACITY.
+const RETRY_DELAY: Duration = Duration::from_secs(1);
+
+/// A status with `google.rpc.ErrorInfo`.
+pub(super) fn with_reason(code: Code, reason: &str, message: impl Into<String>) -> Status {
+    let details = ErrorDetails::with_error_info(reason, DOMAIN, HashMap::new());
+    Status::with_error_details(code, short(message.into()), details)
+}
+
+fn with_retry(code: Code, reason: &str, message: impl Into<String>) -> Status {
+    let mut details = ErrorDetails::with_error_info(reason, DOMAIN, HashMap::new());
+    details.set_retry_info(Some(RETRY_DELAY));
+    Status::with_error_details(code, short(message.into()), details)
+}
+
+fn short(mut message: String) -> String {
+    if message.len() > MESSAGE_BYTES_MAX {
+        message.truncate(message.floor_char_boundary(MESSAGE_BYTES_MAX));
+        message.push('…');
+    }
+    message
+}
+
+/// Logged where it is consumed: the caller learns that it was ours, not what it was.
+fn internal(err: &dyn std::fmt::Display) -> Status {
+    tracing::error!(%err, "failed to serve a request");
+    with_reason(Code::Internal, "INTERNAL", "internal error; the service's log has the details")
+}
+
+pub(super) fn invalid(reason: &str, message: impl Into<String>) -> Status {
+    with_reason(Code::InvalidArgument, reason, message)
+}
+
+pub(super) fn draining() -> Status {
+    with_retry(Code::Unavailable, "DRAINING", "the service is shutting down: ask another replica, or later")
+}
+
+impl From<IdError> for Status {
+    fn from(err: IdError) -> Self {
+        let reason = match &err {
+            IdError::App(_) => "INVALID_APP_ID",
+            IdError::Uuid(_) => "INVALID_ID",
+        };
+        invalid(reason, err.to_string())
+    }
+}
+
+impl From<store::Error> for Status {
+    fn from(err: store::Error) -> Self {
+        match &err {
+            store::Error::UnknownApp(_) => with_reason(Code::NotFound, "APP_NOT_FOUND", err.to_string()),
+            store::Error::Closed => draining(),
+            store::Error::Database { .. } => {
+                tracing::error!(%err, "failed to use the store");
+                with_retry(Code::Unavailable, "STORE_UNAVAILABLE", "the store cannot be used right now")
+            }
+            store::Error::File { .. }
+            | store::Error::NotADatabase(_)
+            | store::Error::Newer { .. }
+            | store::Error::Migration { .. }
+            | store::Error::Corrupt(_) => internal(&err),
+        }
+    }
+}
+
+impl From<serving::Error> for Status {
+    fn from(err: serving::Error) -> Self {
+        match err {
+            serving::Error::UnknownApp(_) => with_reason(Code::NotFound, "APP_NOT_FOUND", err.to_string()),
+            serving::Error::UnknownVersion { .. } => with_reason(Code::NotFound, "VERSION_NOT_FOUND", err.to_string()),
+            serving::Error::NotReady { .. } => {
+                with_reason(Code::FailedPrecondition, "VERSION_NOT_READY", err.to_string())
+            }
+            serving::Error::Store(err) => err.into(),
+            serving::Error::Artifact(err) => internal(&err),
+        }
+    }
+}
+
+impl From<invoke::Error> for Status {
+    fn from(err: invoke::Error) -> Self {
+        let message = err.to_string();
+        match err {
+            invoke::Error::UnknownTrigger { .. } => invalid("UNKNOWN_TRIGGER_TYPE", message),
+            invoke::Error::NotJson(_) => invalid("INVALID_JSON", message),
+            invoke::Error::SchemaMismatch { .. } => invalid("SCHEMA_MISMATCH", message),
+            invoke::Error::EventTooLarge { .. } => invalid("EVENT_TOO_LARGE", message),
+            invoke::Error::KeyTooLong { .. } => invalid("KEY_TOO_LONG", message),
+            invoke::Error::Version(err) => err.into(),
+            invoke::Error::AtCapacity(_) => with_retry(Code::ResourceExhausted, "AT_CAPACITY", message),
+            invoke::Error::Draining => draining(),
+            invoke::Error::Store(err) => err.into(),
+            invoke::Error::Internal => internal(&message),
+        }
+    }
+}
+
+impl From<publish::Error> for Status {
+    fn from(err: publish::Error) -> Self {
+        let message = err.to_string();
+        let failed = |reason| with_reason(Code::FailedPrecondition, reason, message.clone());
+        match err {
+            publish::Error::Invalid(err) => invalid(err.reason(), message),
+            publish::Error::BaseMoved { .. } => failed("BASE_VERSION_MOVED"),
+            publish::Error::Install(err) => install_status(&err, message),
+            publish::Error::Verify(_) => failed("VERIFICATION_FAILED"),
+            publish::Error::NoWorker(_) => with_retry(Code::ResourceExhausted, "AT_CAPACITY", message),
+            publish::Error::Active(_) => failed("VERSION_ACTIVE"),
+            publish::Error::Building(_) => failed("VERSION_BUILDING"),
+            publish::Error::NeededByEvents { .. } => failed("VERSION_NEEDED_BY_EVENTS"),
+            publish::Error::Version(err) => err.into(),
+            publish::Error::TooMany => with_retry(Code::ResourceExhausted, "TOO_MANY_PUBLISHES", message),
+            publish::Error::Draining => draining(),
+            publish::Error::DiskFull(_) => failed("DISK_FULL"),
+            publish::Error::Store(err) => err.into(),
+            publish::Error::Artifact(_) | publish::Error::Internal => internal(&message),
+        }
+    }
+}
+
+fn install_status(err: &InstallError, message: String) -> Status {
+    let failed = |reason| with_reason(Code::FailedPrecondition, reason, message.clone());
+    match err {
+        InstallError::Failed { .. } => failed("INSTALL_FAILED"),
+        InstallError::RegistryAway { .. } => with_retry(Code::Unavailable, "REGISTRY_UNAVAILABLE", message),
+        InstallError::TimedOut(_) => failed("INSTALL_TIMED_OUT"),
+        InstallError::TooLarge(_) => failed("INSTALL_TOO_LARGE"),
+        InstallError::DiskFull(_) => failed("DISK_FULL"),
+        InstallError::Broken(_) => internal(&message),
+    }
+}

@@ -1,0 +1,212 @@
+//! `chatfn demo`: the whole way once – publish, invoke, outcomes, logs – against a real service in this process.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use bytes::Bytes;
+use tonic::transport::Channel;
+
+use crate::config::Config;
+use crate::proto::app_service_client::AppServiceClient;
+use crate::proto::invocation_service_client::InvocationServiceClient;
+use crate::proto::invoke_response::Outcome;
+use crate::proto::publish_version_response::Event;
+use crate::proto::version_service_client::VersionServiceClient;
+use crate::proto;
+use crate::sandbox::Sandbox;
+use crate::service::Service;
+use crate::telemetry;
+
+const APP: &str = "login";
+/// For a queued event to run; the demo says so if it does not.
+const EVENT_PATIENCE: Duration = Duration::from_secs(30);
+const PROJECT_FILES_MAX: usize = 500;
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The project: sources, package.json, and a sample event for each trigger type in events/<TriggerType>.json
+    #[arg(default_value = "examples/login")]
+    project: PathBuf,
+}
+
+/// # Errors
+/// Something on the way did not work.
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    let data = tempfile::tempdir().context("make a temporary data directory")?;
+    let config = Config {
+        listen: ([127, 0, 0, 1], 0).into(),
+        data_dir: data.path().to_owned(),
+        log_level: "error".to_owned(),
+        ..Config::default()
+    };
+    telemetry::init(config.log_format, &config.log_level)?;
+    let sandbox = Sandbox::start().context("start the sandbox broker")?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let service = Service::start(&config, sandbox).await?;
+        println!("A service runs at {} with its data in {}", service.address(), data.path().display());
+        let shown = show(&args.project, &format!("http://{}", service.address())).await;
+        service.shut_down().await;
+        shown
+    })
+}
+
+async fn show(project: &Path, address: &str) -> anyhow::Result<()> {
+    let channel = Channel::from_shared(address.to_owned())?.connect().await.context("connect to the service")?;
+    publish(project, channel.clone()).await?;
+    for (trigger_type, event) in sample_events(project)? {
+        invoke(&trigger_type, &event, channel.clone()).await?;
+    }
+    let mut apps = AppServiceClient::new(channel);
+    let request = proto::GetAppRequest { app_id: APP.to_owned() };
+    let app = apps.get_app(request).await?.into_inner().app.context("an app")?;
+    let pool = app.pool.unwrap_or_default();
+    println!("\nVersion {} is active; {} idle worker(s) wait for the next event.", app.active_version, pool.workers_idle);
+    Ok(())
+}
+
+async fn publish(project: &Path, channel: Channel) -> anyhow::Result<()> {
+    println!("\n== Publishing {} as app {APP:?}", project.display());
+    let started = Instant::now();
+    let mut versions = VersionServiceClient::new(channel);
+    let request = proto::PublishVersionRequest {
+        app_id: APP.to_owned(),
+        spec: Some(proto::VersionSpec { files: read_project(project)?, ..Default::default() }),
+        ..Default::default()
+    };
+    let mut steps = versions.publish_version(request).await?.into_inner();
+    while let Some(step) = steps.message().await.context("publish")? {
+        match step.event {
+            Some(Event::Progress(step)) => println!("  {:>9}  {}", step.phase, step.message),
+            Some(Event::Version(version)) => {
+                println!(
+                    "\nVersion {} is READY after {:.1} s: {} functions, {} direct dependencies ({} MiB), {}",
+                    version.number,
+                    started.elapsed().as_secs_f64(),
+                    version.functions.len(),
+                    version.dependencies.len(),
+                    version.layer_size_bytes >> 20,
+                    version.digest,
+                );
+            }
+            None => {}
+        }
+    }
+    Ok(())
+}
+
+async fn invoke(trigger_type: &str, event: &str, channel: Channel) -> anyhow::Result<()> {
+    println!("\n== {trigger_type}");
+    println!("  event    {}", event.trim());
+    let mut client = InvocationServiceClient::new(channel);
+    let request = proto::InvokeRequest {
+        app_id: APP.to_owned(),
+        trigger_type: trigger_type.to_owned(),
+        event_json: Bytes::copy_from_slice(event.as_bytes()),
+        ..Default::default()
+    };
+    let response = client.invoke(request).await.with_context(|| format!("invoke {trigger_type}"))?.into_inner();
+    let invocation_id = match response.outcome.context("an outcome")? {
+        Outcome::Accepted(accepted) => {
+            println!("  accepted as event {}: it is durable, and runs on its own", accepted.event_id);
+            finished_attempt(&accepted.event_id, &mut client).await?
+        }
+        Outcome::Skipped(skipped) => {
+            println!("  skipped: {}", skipped.reason);
+            return Ok(());
+        }
+        Outcome::Result(_) | Outcome::Denied(_) | Outcome::Error(_) => {
+            let verdict = proto::Verdict::try_from(response.verdict).unwrap_or_default().as_str_name();
+            let decided_by = proto::DecidedBy::try_from(response.decided_by).unwrap_or_default().as_str_name();
+            println!("  verdict  {verdict} ({decided_by})");
+            response.invocation_id
+        }
+    };
+    show_invocation(invocation_id, &mut client).await
+}
+
+/// Follows a queued event to its first attempt's end.
+async fn finished_attempt(event_id: &str, client: &mut InvocationServiceClient<Channel>) -> anyhow::Result<String> {
+    let deadline = Instant::now() + EVENT_PATIENCE;
+    while Instant::now() < deadline {
+        let request = proto::ListInvocationsRequest {
+            app_id: APP.to_owned(),
+            event_id: event_id.to_owned(),
+            ..Default::default()
+        };
+        let listed = client.list_invocations(request).await?.into_inner().invocations;
+        if let Some(attempt) = listed.into_iter().find(|attempt| attempt.finished_at.is_some()) {
+            return Ok(attempt.invocation_id);
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    bail!("event {event_id} was not run within {EVENT_PATIENCE:?}")
+}
+
+async fn show_invocation(invocation_id: String, client: &mut InvocationServiceClient<Channel>) -> anyhow::Result<()> {
+    let request = proto::GetInvocationRequest { app_id: APP.to_owned(), invocation_id };
+    let invocation = client.get_invocation(request).await?.into_inner().invocation.context("an invocation")?;
+    match (&invocation.error, &invocation.denied) {
+        (Some(error), _) => println!("  error    {}\n{}", error.message, error.stack),
+        (None, Some(denied)) => println!("  denied   {} ({})", denied.reason, denied.code),
+        (None, None) => println!("  result   {}", String::from_utf8_lossy(&invocation.result_json)),
+    }
+    for line in &invocation.logs {
+        println!("  log      {}", line.text);
+    }
+    let timings = invocation.timings.unwrap_or_default();
+    let millis = |span: Option<prost_types::Duration>| {
+        let span = span.and_then(|span| Duration::try_from(span).ok()).unwrap_or_default();
+        format!("{:.2} ms", span.as_secs_f64() * 1000.0)
+    };
+    println!(
+        "  timings  queue {} · init {} · run {} · cpu {} · peak memory {} MiB",
+        millis(timings.queue),
+        millis(timings.init),
+        millis(timings.run),
+        millis(invocation.cpu_time),
+        invocation.peak_memory_bytes >> 20,
+    );
+    if invocation.error.is_some() {
+        bail!("the function failed");
+    }
+    Ok(())
+}
+
+/// The project's files, without what installs and samples leave beside them.
+fn read_project(project: &Path) -> anyhow::Result<BTreeMap<String, Bytes>> {
+    let mut files = BTreeMap::new();
+    let mut pending = vec![project.to_owned()];
+    while let Some(directory) = pending.pop() {
+        for entry in std::fs::read_dir(&directory).with_context(|| format!("read {}", directory.display()))? {
+            let path = entry?.path();
+            let relative = path.strip_prefix(project)?.to_str().context("a file name is not UTF-8")?.to_owned();
+            if ["node_modules", "events", ".git"].contains(&relative.as_str()) {
+                continue;
+            }
+            if path.is_dir() {
+                pending.push(path);
+            } else {
+                files.insert(relative, Bytes::from(std::fs::read(&path)?));
+            }
+            if files.len() > PROJECT_FILES_MAX {
+                bail!("{} holds more than {PROJECT_FILES_MAX} files", project.display());
+            }
+        }
+    }
+    Ok(files)
+}
+
+fn sample_events(project: &Path) -> anyhow::Result<BTreeMap<String, String>> {
+    let directory = project.join("events");
+    let mut events = BTreeMap::new();
+    for entry in std::fs::read_dir(&directory).with_context(|| format!("read {}", directory.display()))? {
+        let path = entry?.path();
+        if let Some(name) = path.file_stem().and_then(|name| name.to_str()) {
+            events.insert(name.to_owned(), std::fs::read_to_string(&path)?);
+        }
+    }
+    Ok(events)
+}

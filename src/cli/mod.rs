@@ -1,0 +1,28 @@
+//! The command line: one file per command, named as the user types it.
+
+pub mod bench;
+pub mod demo;
+pub mod serve;
+
+use clap::{Parser, Subcommand};
+
+/// The self-hosted runtime for chat functions.
+#[derive(Debug, Parser)]
+#[command(name = "chatfn", version, about, propagate_version = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the service.
+    Serve(serve::Args),
+    /// Publish an example app into a service of its own, invoke its functions, and show what happened.
+    Demo(demo::Args),
+    /// Load a running service at a fixed rate and print latencies.
+    Bench(bench::Args),
+    /// The process that starts and ends workers. Started by the service itself.
+    #[command(hide = true)]
+    SandboxBroker,
+}

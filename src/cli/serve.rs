@@ -1,0 +1,82 @@
+//! `chatfn serve`.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use anyhow::Context;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::config::{Config, parse_override};
+use crate::sandbox::Sandbox;
+use crate::service::Service;
+use crate::telemetry;
+
+/// Flags win over CHATFN_* variables, which win over the configuration file.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Address and port of gRPC and HTTP; port 0 takes a free one [default: 127.0.0.1:7400]
+    #[arg(long, value_name = "ADDR")]
+    listen: Option<SocketAddr>,
+    /// Directory for everything durable [default: chatfn-data]
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// Configuration file [default: chatfn.toml, if it is there]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Any other setting of the configuration; may be given more than once
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    overrides: Vec<String>,
+    /// Check the configuration, print it, and exit
+    #[arg(long)]
+    check_config: bool,
+}
+
+impl Args {
+    pub fn config(&self) -> anyhow::Result<Config> {
+        let mut overrides = self.overrides.iter().map(|text| parse_override(text)).collect::<Result<Vec<_>, _>>()?;
+        if let Some(listen) = self.listen {
+            overrides.push(("listen".to_owned(), listen.to_string()));
+        }
+        if let Some(data_dir) = &self.data_dir {
+            overrides.push(("data_dir".to_owned(), data_dir.display().to_string()));
+        }
+        Ok(Config::load(self.config.as_deref(), &overrides)?)
+    }
+}
+
+/// Runs the service until SIGTERM or SIGINT, then drains. A second signal ends it at once.
+///
+/// # Errors
+/// The configuration is wrong, something that is needed is missing, or the server failed.
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    let config = args.config()?;
+    if args.check_config {
+        config.operator_token()?;
+        crate::model::Catalogue::new(&config.trigger_types)?;
+        println!("{}", serde_json::to_string_pretty(&config)?);
+        return Ok(());
+    }
+    telemetry::init(config.log_format, &config.log_level)?;
+    // Before the runtime: the broker must come from a process that has one thread.
+    let sandbox = Sandbox::start().context("start the sandbox broker")?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(serve(&config, sandbox))
+}
+
+async fn serve(config: &Config, sandbox: Sandbox) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut service = Service::start(config, sandbox).await?;
+    // For whoever started it with port 0; the log goes to stderr.
+    println!("chatfn listens on http://{}", service.address());
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+        err = service.failed() => return Err(err),
+    }
+    tokio::select! {
+        () = service.shut_down() => Ok(()),
+        _ = terminate.recv() => anyhow::bail!("a second signal: stopped without draining"),
+        _ = interrupt.recv() => anyhow::bail!("a second signal: stopped without draining"),
+    }
+}

@@ -1,0 +1,313 @@
+//! One `Config`: flags over `CHATFN_*` variables over `chatfn.toml`, checked before anything starts.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::TriggerDeclaration;
+
+/// Every setting, with its default. The README's table is made from these comments.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Address and port of gRPC and HTTP. Port 0: a free one.
+    pub listen: SocketAddr,
+    /// Everything durable: database, artifacts, layers. One service at a time.
+    pub data_dir: PathBuf,
+    /// File with the operator's bearer token. Needed for any address but loopback.
+    pub operator_token_file: Option<PathBuf>,
+    /// The Node binary (20 or newer). Default: `node` on PATH.
+    pub node: Option<PathBuf>,
+    /// The `npm` command. Default: `npm` on PATH.
+    pub npm: Option<PathBuf>,
+    /// npm's user configuration for installs (registry, proxy, cafile). Default: `.npmrc` in the service's home, if there is one.
+    pub npm_userconfig: Option<PathBuf>,
+    /// Dependencies that every app gets unless it names them itself.
+    pub default_dependencies: BTreeMap<String, String>,
+    /// Trigger types beyond the built-in ones.
+    pub trigger_types: Vec<TriggerDeclaration>,
+
+    /// Largest event.
+    pub event_bytes_max: usize,
+    /// Largest result of a function.
+    pub result_bytes_max: usize,
+    /// Largest PublishVersion request.
+    pub publish_bytes_max: usize,
+    /// How long an idempotency key is remembered.
+    #[serde(with = "duration")]
+    pub idempotency_window: Duration,
+
+    /// Of all workers together. Default: three quarters of the machine's memory.
+    pub memory_budget_bytes: Option<u64>,
+    /// Invocations that may wait for one app's workers.
+    pub waiting_max: usize,
+    /// How long an invocation waits for a worker if its caller has no earlier deadline.
+    #[serde(with = "duration")]
+    pub wait_max: Duration,
+    /// From a worker's spawn until Node is ready.
+    #[serde(with = "duration")]
+    pub ready_timeout: Duration,
+    /// For the initialization script and loading all functions.
+    #[serde(with = "duration")]
+    pub init_timeout: Duration,
+    /// A worker idle for longer ends.
+    #[serde(with = "duration")]
+    pub idle_ttl: Duration,
+    /// A worker older is replaced.
+    #[serde(with = "duration")]
+    pub worker_age_max: Duration,
+    /// A worker with so many invocations behind it is replaced.
+    pub worker_jobs_max: u64,
+    /// A worker that uses more of its memory limit is replaced.
+    pub worker_memory_percent_max: u64,
+
+    /// Log lines of one invocation.
+    pub log_lines_max: usize,
+    /// Log bytes of one invocation.
+    pub log_bytes_max: usize,
+    /// Longest log line.
+    pub log_line_bytes_max: usize,
+    /// How long invocations, logs and finished events are kept. Apps may set their own.
+    #[serde(with = "duration")]
+    pub history_retention: Duration,
+
+    /// Events that run at a time.
+    pub dispatch_concurrency: usize,
+
+    /// Publishes that install at a time.
+    pub builds_max: usize,
+    /// Publishes that may wait for their turn.
+    pub builds_waiting_max: usize,
+    /// For one `npm` run.
+    #[serde(with = "duration")]
+    pub install_timeout: Duration,
+    /// Largest installed tree.
+    pub install_bytes_max: u64,
+    /// Most files of an installed tree.
+    pub install_files_max: u64,
+
+    /// On SIGTERM: how long running invocations and publishes may take to finish.
+    #[serde(with = "duration")]
+    pub drain_timeout: Duration,
+
+    /// `text` or `json`, on stderr.
+    pub log_format: LogFormat,
+    /// As `RUST_LOG`: `info`, `chatfn=debug,warn`…
+    pub log_level: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 7400)),
+            data_dir: PathBuf::from("chatfn-data"),
+            operator_token_file: None,
+            node: None,
+            npm: None,
+            npm_userconfig: None,
+            default_dependencies: BTreeMap::from([("chatkitty-platform-sdk".to_owned(), "2.4.0".to_owned())]),
+            trigger_types: Vec::new(),
+            event_bytes_max: 1 << 20,
+            result_bytes_max: 6 << 20,
+            publish_bytes_max: 32 << 20,
+            idempotency_window: Duration::from_secs(24 * 3600),
+            memory_budget_bytes: None,
+            waiting_max: 1000,
+            wait_max: Duration::from_secs(10),
+            ready_timeout: Duration::from_secs(5),
+            init_timeout: Duration::from_secs(10),
+            idle_ttl: Duration::from_secs(600),
+            worker_age_max: Duration::from_secs(3600),
+            worker_jobs_max: 100_000,
+            worker_memory_percent_max: 80,
+            log_lines_max: 1000,
+            log_bytes_max: 256 << 10,
+            log_line_bytes_max: 8 << 10,
+            history_retention: Duration::from_secs(7 * 24 * 3600),
+            dispatch_concurrency: 32,
+            builds_max: 2,
+            builds_waiting_max: 64,
+            install_timeout: Duration::from_secs(300),
+            install_bytes_max: 1 << 30,
+            install_files_max: 200_000,
+            drain_timeout: Duration::from_secs(30),
+            log_format: LogFormat::Text,
+            log_level: "info".to_owned(),
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("configuration: {0}")]
+    Read(#[from] config::ConfigError),
+    #[error("--set {0:?}: write it as KEY=VALUE")]
+    Set(String),
+    #[error("configuration: {name} is {value}: {problem}")]
+    Value { name: &'static str, value: String, problem: &'static str },
+    #[error(
+        "configuration: refusing to listen on {0} without credentials: anybody who reaches it could publish and run code. \
+         Listen on 127.0.0.1, or set operator_token_file"
+    )]
+    Open(SocketAddr),
+    #[error("configuration: read operator_token_file {}: {problem}", path.display())]
+    Token { path: PathBuf, problem: String },
+}
+
+impl Config {
+    /// Merges `file` (or `chatfn.toml` in the working directory, if there is one), then `CHATFN_*`, then `overrides` (`KEY=VALUE`).
+    ///
+    /// # Errors
+    /// Names the wrong key, value or file.
+    pub fn load(file: Option<&Path>, overrides: &[(String, String)]) -> Result<Self, Error> {
+        let mut builder = config::Config::builder();
+        builder = match file {
+            Some(path) => builder.add_source(config::File::from(path)),
+            None => builder.add_source(config::File::with_name("chatfn.toml").required(false)),
+        };
+        builder = builder.add_source(config::Environment::with_prefix("CHATFN").prefix_separator("_").try_parsing(true));
+        for (key, value) in overrides {
+            builder = builder.set_override(key.as_str(), value.as_str())?;
+        }
+        let config: Self = builder.build()?.try_deserialize()?;
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        let wrong = |name, value: String, problem| Err(Error::Value { name, value, problem });
+        let at_least_one = [
+            ("waiting_max", self.waiting_max),
+            ("dispatch_concurrency", self.dispatch_concurrency),
+            ("builds_max", self.builds_max),
+            ("log_lines_max", self.log_lines_max),
+            ("event_bytes_max", self.event_bytes_max),
+            ("result_bytes_max", self.result_bytes_max),
+        ];
+        for (name, value) in at_least_one {
+            if value == 0 {
+                return wrong(name, value.to_string(), "use at least 1");
+            }
+        }
+        if self.result_bytes_max > 64 << 20 {
+            return wrong("result_bytes_max", self.result_bytes_max.to_string(), "at most 64 MiB");
+        }
+        if !(10..=100).contains(&self.worker_memory_percent_max) {
+            return wrong("worker_memory_percent_max", self.worker_memory_percent_max.to_string(), "use 10 to 100");
+        }
+        if self.log_line_bytes_max < 256 {
+            return wrong("log_line_bytes_max", self.log_line_bytes_max.to_string(), "use at least 256");
+        }
+        if !self.listen.ip().is_loopback() && self.operator_token_file.is_none() {
+            return Err(Error::Open(self.listen));
+        }
+        Ok(())
+    }
+
+    /// The operator's token, if one is configured.
+    ///
+    /// # Errors
+    /// The file cannot be read, or holds less than 16 characters.
+    pub fn operator_token(&self) -> Result<Option<String>, Error> {
+        let Some(path) = &self.operator_token_file else { return Ok(None) };
+        let fail = |problem: String| Error::Token { path: path.clone(), problem };
+        let text = std::fs::read_to_string(path).map_err(|err| fail(err.to_string()))?;
+        let token = text.trim();
+        if token.len() < 16 {
+            return Err(fail("it must hold at least 16 characters, e.g. from `openssl rand -hex 32`".to_owned()));
+        }
+        Ok(Some(token.to_owned()))
+    }
+
+    /// Three quarters of the machine's memory where nothing is configured.
+    pub fn memory_budget(&self) -> u64 {
+        self.memory_budget_bytes.unwrap_or_else(|| {
+            let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+            let total = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+            let kib: u64 = total.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or(1 << 20);
+            kib * 1024 / 4 * 3
+        })
+    }
+}
+
+/// `KEY=VALUE` of a `--set` flag.
+///
+/// # Errors
+/// There is no `=`.
+pub fn parse_override(text: &str) -> Result<(String, String), Error> {
+    let (key, value) = text.split_once('=').ok_or_else(|| Error::Set(text.to_owned()))?;
+    Ok((key.trim().to_owned(), value.to_owned()))
+}
+
+/// Spans as people write them: `250ms`, `10s`, `5m`, `7days`.
+mod duration {
+    use std::time::Duration;
+
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub fn serialize<S: Serializer>(value: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&humantime::format_duration(*value))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        humantime::parse_duration(&text).map_err(|err| D::Error::custom(format!("{text:?} is not a span like 250ms, 10s or 5m: {err}")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str, overrides: &[(&str, &str)]) -> Result<Config, String> {
+        let file = tempfile::Builder::new().suffix(".toml").tempfile().expect("temp file");
+        std::fs::write(file.path(), text).expect("write");
+        let overrides: Vec<_> = overrides.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        Config::load(Some(file.path()), &overrides).map_err(|err| err.to_string())
+    }
+
+    #[test]
+    fn a_flag_wins_over_the_file_and_the_file_over_the_default() {
+        let config = load("idle_ttl = '5s'\nwaiting_max = 7", &[("waiting_max", "8")]).expect("valid");
+        assert_eq!((config.idle_ttl, config.waiting_max), (Duration::from_secs(5), 8));
+        assert_eq!(config.builds_max, Config::default().builds_max);
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        assert!(load("idle_tll = '5s'", &[]).unwrap_err().contains("idle_tll"));
+        assert!(load("idle_ttl = 'soon'", &[]).unwrap_err().contains("soon"));
+        assert!(load("waiting_max = 0", &[]).unwrap_err().contains("waiting_max"));
+        assert!(load("log_format = 'xml'", &[]).unwrap_err().contains("xml"));
+        assert!(load("listen = '0.0.0.0:1'", &[]).unwrap_err().contains("without credentials"));
+    }
+
+    #[test]
+    fn trigger_types_and_dependencies_come_from_the_file() {
+        let text = "default_dependencies = {}\n[[trigger_types]]\nname = 'OrderPlaced'\nblocking = true\n\
+                    [trigger_types.schema]\ntype = 'object'";
+        let config = load(text, &[]).expect("valid");
+        assert_eq!(config.trigger_types[0].name, "OrderPlaced");
+        assert!(config.default_dependencies.is_empty());
+    }
+
+    #[test]
+    fn a_token_is_read_and_a_short_one_refused() {
+        let file = tempfile::NamedTempFile::new().expect("temp file");
+        let config = Config { operator_token_file: Some(file.path().to_owned()), ..Config::default() };
+        std::fs::write(file.path(), "0123456789abcde\n").expect("write");
+        assert!(config.operator_token().is_err());
+        std::fs::write(file.path(), "0123456789abcdef\n").expect("write");
+        assert_eq!(config.operator_token().expect("valid").as_deref(), Some("0123456789abcdef"));
+    }
+}

@@ -1,0 +1,150 @@
+//! Installs a project's dependencies as a layer.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::Deserialize;
+use serde_json::json;
+
+use crate::artifacts::{Artifacts, Layer, LayerKey, measure};
+use crate::model::AppId;
+
+use super::npm::{InstallError, Npm};
+use super::progress::Progress;
+use super::publisher::Error;
+use super::Project;
+
+pub use crate::artifacts::Layer as Installed;
+
+const PACKAGE: &str = "package.json";
+const LOCKFILE: &str = "package-lock.json";
+
+/// npm, and what every app gets.
+pub struct Installer {
+    pub npm: Npm,
+    pub node_version: String,
+    /// Name → version, unless the app names the package itself.
+    pub default_dependencies: BTreeMap<String, String>,
+}
+
+impl Installer {
+    pub fn node_version(&self) -> &str {
+        &self.node_version
+    }
+
+    /// The project's, and the default ones.
+    pub fn dependencies(&self, project: &Project) -> BTreeMap<String, String> {
+        let mut dependencies = self.default_dependencies.clone();
+        dependencies.extend(project.package.dependencies.clone());
+        dependencies
+    }
+
+    /// Of what a layer is asked for. The same request gets the layer that it got before, as a lockfile would give it.
+    pub fn request_digest(&self, project: &Project) -> String {
+        let request = json!({
+            "package": self.package_json(project),
+            "lockfile": project.lockfile.as_ref().map(|lockfile| blake3::hash(lockfile).to_hex().to_string()),
+            "node": self.node_version,
+            "scripts": project.scripts_allowed,
+        });
+        blake3::hash(request.to_string().as_bytes()).to_hex().to_string()
+    }
+
+    fn package_json(&self, project: &Project) -> serde_json::Value {
+        let mut package = json!({ "name": "app", "version": "1.0.0", "private": true, "dependencies": self.dependencies(project) });
+        if let Some(overrides) = &project.package.overrides {
+            package["overrides"] = overrides.clone();
+        }
+        package
+    }
+}
+
+/// Installs into a staged directory and keeps it as a layer, or the one of the same key that is there already.
+pub(super) async fn install(
+    installer: &Installer,
+    artifacts: &Artifacts,
+    app: &AppId,
+    project: &Project,
+    progress: &Progress,
+) -> Result<Layer, Error> {
+    let staged = artifacts.stage("layer-")?;
+    let package = installer.package_json(project);
+    let write = |name: &str, content: &[u8]| {
+        std::fs::write(staged.path().join(name), content).map_err(|err| disk_error(&err, name))
+    };
+    write(PACKAGE, package.to_string().as_bytes())?;
+    let mut matches = false;
+    if let Some(lockfile) = &project.lockfile {
+        write(LOCKFILE, lockfile)?;
+        matches = lock_matches(lockfile, &installer.dependencies(project));
+    }
+    let scripts: BTreeSet<String> = project.scripts_allowed.iter().cloned().collect();
+    installer.npm.install(staged.path(), matches, &scripts, progress).await?;
+    let lockfile = std::fs::read(staged.path().join(LOCKFILE)).map_err(|err| disk_error(&err, LOCKFILE))?;
+    let key = LayerKey { lockfile: &lockfile, node_version: &installer.node_version, scripts_allowed: &scripts }.digest();
+    let names = installer.dependencies(project);
+    let (artifacts, app) = (artifacts.clone(), app.clone());
+    let kept = tokio::task::spawn_blocking(move || {
+        if let Some(layer) = artifacts.layer(&app, &key) {
+            return Ok(layer);
+        }
+        std::fs::create_dir_all(staged.path().join("node_modules")).map_err(|err| disk_error(&err, "node_modules"))?;
+        let (size_bytes, files) = measure(staged.path());
+        let layer = Layer { key, size_bytes, files, dependencies: resolved(&lockfile, &names) };
+        artifacts.keep_layer(&app, staged, &layer)?;
+        Ok(layer)
+    });
+    kept.await.map_err(|_| Error::Internal)?
+}
+
+fn disk_error(err: &std::io::Error, name: &str) -> Error {
+    let text = format!("{name}: {err}");
+    if err.kind() == std::io::ErrorKind::StorageFull {
+        return InstallError::DiskFull(text).into();
+    }
+    InstallError::Broken(text).into()
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Lockfile {
+    packages: BTreeMap<String, Locked>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Locked {
+    version: String,
+    dependencies: BTreeMap<String, String>,
+}
+
+fn parse(lockfile: &[u8]) -> Lockfile {
+    serde_json::from_slice(lockfile).unwrap_or_default()
+}
+
+/// Whether `npm ci` can do it: the lockfile was made for these very dependencies.
+fn lock_matches(lockfile: &[u8], wanted: &BTreeMap<String, String>) -> bool {
+    parse(lockfile).packages.get("").is_some_and(|root| root.dependencies == *wanted)
+}
+
+/// The exact versions of the direct dependencies.
+fn resolved(lockfile: &[u8], names: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+    let lockfile = parse(lockfile);
+    let exact = |name: &String| Some((name.clone(), lockfile.packages.get(&format!("node_modules/{name}"))?.version.clone()));
+    names.keys().filter_map(exact).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LOCK: &[u8] = br#"{"lockfileVersion":3,"packages":{"":{"dependencies":{"axios":"^1.0.0"}},"node_modules/axios":{"version":"1.2.3"},"node_modules/axios/node_modules/form-data":{"version":"4.0.0"}}}"#;
+
+    #[test]
+    fn a_lockfile_matches_the_dependencies_it_was_made_for() {
+        let wanted = |range: &str| BTreeMap::from([("axios".to_owned(), range.to_owned())]);
+        assert!(lock_matches(LOCK, &wanted("^1.0.0")));
+        assert!(!lock_matches(LOCK, &wanted("^1.1.0")));
+        assert!(!lock_matches(b"{}", &wanted("^1.0.0")));
+        assert_eq!(resolved(LOCK, &wanted("^1.0.0")), BTreeMap::from([("axios".to_owned(), "1.2.3".to_owned())]));
+    }
+}

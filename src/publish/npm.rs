@@ -1,0 +1,374 @@
+//! Real `npm`, in a sandbox, with the operator's registry settings and nothing of the tenant's.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bytes::BytesMut;
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::pipe;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+
+use crate::artifacts::measure;
+use crate::sandbox::{Child, ExitStatus, ResourceLimits, Sandbox, Spec};
+
+use super::progress::Progress;
+
+/// Node's own rule for workers does not fit: npm holds whole packuments in Buffers.
+const DATA_BYTES: u64 = 4 << 30;
+/// npm opens many files at a time (isolation.md 1.4).
+const OPEN_FILES: u64 = 999;
+/// How often a growing tree is measured.
+const MEASURE_INTERVAL: Duration = Duration::from_secs(2);
+/// Of npm's output: the reason for a failure stands at its end.
+const TAIL_LINES: usize = 60;
+const LINE_BYTES_MAX: usize = 500;
+/// Of a line without an end.
+const LINE_BUFFER_BYTES_MAX: usize = 64 << 10;
+/// Progress messages of one run; a hostile script could print for ever.
+const LINES_REPORTED_MAX: usize = 2000;
+/// Of the operator's environment, what npm needs to reach its registry. Never passed to tenants' code.
+const INHERITED: [&str; 16] = [
+    "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy", "NODE_EXTRA_CA_CERTS", "SSL_CERT_FILE",
+    "SSL_CERT_DIR", "npm_config_registry", "NPM_CONFIG_REGISTRY", "npm_config_cafile", "NPM_CONFIG_CAFILE", "npm_config_proxy",
+    "npm_config_https_proxy", "npm_config_noproxy",
+];
+
+/// Runs npm.
+pub struct Npm {
+    pub sandbox: Sandbox,
+    pub node: PathBuf,
+    /// `npm-cli.js`.
+    pub cli: PathBuf,
+    pub userconfig: Option<PathBuf>,
+    pub limits: InstallLimits,
+}
+
+#[derive(Debug, Clone)]
+pub struct InstallLimits {
+    pub timeout: Duration,
+    pub bytes_max: u64,
+    pub files_max: u64,
+}
+
+/// Why nothing was installed.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum InstallError {
+    /// What was asked for cannot be installed.
+    #[error("npm could not install the dependencies ({code}): {reason}")]
+    Failed { code: String, reason: String },
+    #[error("the npm registry cannot be reached ({code}): {reason}")]
+    RegistryAway { code: String, reason: String },
+    #[error("npm did not finish within {0:?}")]
+    TimedOut(Duration),
+    #[error("the installed dependencies are too large: {0}")]
+    TooLarge(String),
+    #[error("the disk is full: {0}")]
+    DiskFull(String),
+    #[error("run npm: {0}")]
+    Broken(String),
+}
+
+/// How npm is to treat the lockfile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    /// `npm ci`: exactly the lockfile.
+    Clean,
+    /// `npm install`: the lockfile where it fits, else newly resolved.
+    Resolve,
+}
+
+impl Npm {
+    /// Installs what `package.json` (and a `package-lock.json` that matches it) in `directory` asks for. On return the lockfile is there.
+    ///
+    /// # Errors
+    /// See [`InstallError`]. The directory is then in no particular state.
+    ///
+    /// # Cancel safety
+    /// Dropping the future ends npm.
+    pub async fn install(
+        &self,
+        directory: &Path,
+        lock_matches: bool,
+        scripts_allowed: &BTreeSet<String>,
+        progress: &Progress,
+    ) -> Result<(), InstallError> {
+        let mut mode = if lock_matches { Mode::Clean } else { Mode::Resolve };
+        let mut result = self.run(directory, &install_arguments(mode), progress).await;
+        if mode == Mode::Clean && matches!(&result, Err(InstallError::Failed { code, .. }) if code == "EUSAGE") {
+            progress.say("install", "the lockfile does not match package.json: resolving again");
+            mode = Mode::Resolve;
+            result = self.run(directory, &install_arguments(mode), progress).await;
+        }
+        result?;
+        if !scripts_allowed.is_empty() {
+            progress.say("install", &format!("running install scripts of {scripts_allowed:?}"));
+            self.run(directory, &script_arguments(scripts_allowed), progress).await?;
+        }
+        Ok(())
+    }
+
+    async fn run(&self, directory: &Path, arguments: &[String], progress: &Progress) -> Result<(), InstallError> {
+        let home = tempfile::Builder::new()
+            .prefix("npm-home-")
+            .tempdir_in(directory.parent().unwrap_or(directory))
+            .map_err(|err| InstallError::Broken(err.to_string()))?;
+        let mut args = vec![self.cli.display().to_string()];
+        args.extend_from_slice(arguments);
+        let spec = Spec {
+            program: self.node.clone(),
+            args,
+            environment: self.environment(home.path()),
+            directory: directory.to_owned(),
+            limits: ResourceLimits {
+                data_bytes: Some(DATA_BYTES),
+                open_files: OPEN_FILES,
+                file_bytes: Some(self.limits.bytes_max),
+                cpu: Some(self.limits.timeout * 2),
+            },
+            protocol: false,
+        };
+        let broken = |err: &dyn std::fmt::Display| InstallError::Broken(err.to_string());
+        let mut child = self.sandbox.spawn(spec).await.map_err(|err| broken(&err))?;
+        let pipes = child.take_pipes().ok_or_else(|| broken(&"no pipes"))?;
+        let mut output = Output::new(progress, directory);
+        let watched = self.watch(&mut child, pipes.stdout, pipes.stderr, directory, &mut output).await;
+        // Dead and waited for before anybody removes its directory.
+        child.kill();
+        let exit = match watched {
+            Ok(status) => status,
+            Err(err) => {
+                child.wait().await;
+                return Err(err);
+            }
+        };
+        match exit {
+            ExitStatus::Code(0) => Ok(()),
+            ExitStatus::Code(_) => Err(output.explain()),
+            ExitStatus::Signal(signal) => Err(InstallError::Broken(format!("npm was ended by signal {signal}"))),
+            ExitStatus::Unknown => Err(InstallError::Broken("the sandbox broker is gone".to_owned())),
+        }
+    }
+
+    async fn watch(
+        &self,
+        child: &mut Child,
+        stdout: pipe::Receiver,
+        stderr: pipe::Receiver,
+        directory: &Path,
+        output: &mut Output<'_>,
+    ) -> Result<ExitStatus, InstallError> {
+        let deadline = Instant::now() + self.limits.timeout;
+        let mut measuring = interval(MEASURE_INTERVAL);
+        measuring.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut streams = [Some((stdout, BytesMut::new())), Some((stderr, BytesMut::new()))];
+        let mut exited = None;
+        loop {
+            let [out, err] = &mut streams;
+            tokio::select! {
+                open = fill(out) => output.take_lines(out, open),
+                open = fill(err) => output.take_lines(err, open),
+                exit = child.wait(), if exited.is_none() => exited = Some(exit.status),
+                () = sleep_until(deadline) => return Err(InstallError::TimedOut(self.limits.timeout)),
+                _ = measuring.tick() => self.check_size(directory).await?,
+            }
+            if let (Some(status), [None, None]) = (exited, &streams) {
+                self.check_size(directory).await?;
+                return Ok(status);
+            }
+        }
+    }
+
+    async fn check_size(&self, directory: &Path) -> Result<(), InstallError> {
+        let tree = directory.to_owned();
+        let measured = tokio::task::spawn_blocking(move || measure(&tree)).await;
+        let (bytes, files) = measured.map_err(|err| InstallError::Broken(err.to_string()))?;
+        let InstallLimits { bytes_max, files_max, .. } = self.limits;
+        if bytes > bytes_max {
+            let limit = bytes_max >> 20;
+            return Err(InstallError::TooLarge(format!("{} MiB; the limit is {limit} MiB (install_bytes_max)", bytes >> 20)));
+        }
+        if files > files_max {
+            return Err(InstallError::TooLarge(format!("{files} files; the limit is {files_max} (install_files_max)")));
+        }
+        Ok(())
+    }
+
+    fn environment(&self, home: &Path) -> BTreeMap<String, String> {
+        let node_directory = self.node.parent().unwrap_or(Path::new("/usr/bin")).display();
+        let mut environment: BTreeMap<String, String> =
+            INHERITED.iter().filter_map(|name| Some(((*name).to_owned(), std::env::var(name).ok()?))).collect();
+        let own = home.display().to_string();
+        environment.extend([
+            ("PATH".to_owned(), format!("{node_directory}:/usr/local/bin:/usr/bin:/bin")),
+            ("HOME".to_owned(), own.clone()),
+            ("TMPDIR".to_owned(), own.clone()),
+            ("LANG".to_owned(), "C.UTF-8".to_owned()),
+            // Of this run alone: a cache that apps shared would let one replace another's packages (isolation.md 6).
+            ("npm_config_cache".to_owned(), format!("{own}/cache")),
+        ]);
+        if let Some(userconfig) = &self.userconfig {
+            environment.insert("npm_config_userconfig".to_owned(), userconfig.display().to_string());
+        }
+        environment
+    }
+}
+
+fn install_arguments(mode: Mode) -> Vec<String> {
+    let command = if mode == Mode::Clean { "ci" } else { "install" };
+    let flags = [
+        "--ignore-scripts",
+        "--omit=dev",
+        "--no-audit",
+        "--no-fund",
+        "--no-update-notifier",
+        "--no-progress",
+        "--loglevel=http",
+        "--color=false",
+        "--logs-max=0",
+        "--install-links=true",
+        // A registry that is away is noticed within seconds, one that stutters is given a chance.
+        "--fetch-retries=2",
+        "--fetch-retry-mintimeout=500",
+        "--fetch-retry-maxtimeout=3000",
+        "--fetch-timeout=60000",
+    ];
+    std::iter::once(command).chain(flags).map(str::to_owned).collect()
+}
+
+/// npm 11 wants an approval besides; older ones ignore the flag.
+fn script_arguments(allowed: &BTreeSet<String>) -> Vec<String> {
+    let list = allowed.iter().cloned().collect::<Vec<_>>().join(",");
+    let mut arguments: Vec<String> =
+        ["rebuild", "--foreground-scripts", "--no-progress", "--color=false", "--logs-max=0", "--no-update-notifier"]
+            .map(str::to_owned)
+            .into();
+    arguments.push("--ignore-scripts=false".to_owned());
+    arguments.push(format!("--allow-scripts={list}"));
+    arguments.extend(allowed.iter().cloned());
+    arguments
+}
+
+type Stream = Option<(pipe::Receiver, BytesMut)>;
+
+/// Reads what there is; false once the stream ended.
+async fn fill(stream: &mut Stream) -> bool {
+    match stream {
+        Some((pipe, buffer)) => matches!(pipe.read_buf(buffer).await, Ok(1..)),
+        None => std::future::pending().await,
+    }
+}
+
+/// Passes npm's lines on, and keeps what explains a failure.
+struct Output<'a> {
+    progress: &'a Progress,
+    directory: String,
+    reported: usize,
+    tail: VecDeque<String>,
+}
+
+impl<'a> Output<'a> {
+    fn new(progress: &'a Progress, directory: &Path) -> Self {
+        Self { progress, directory: format!("{}/", directory.display()), reported: 0, tail: VecDeque::new() }
+    }
+
+    fn take_lines(&mut self, stream: &mut Stream, open: bool) {
+        let Some((_, buffer)) = stream else { return };
+        while let Some(end) = buffer.iter().position(|byte| *byte == b'\n') {
+            let line = buffer.split_to(end + 1);
+            self.line(&String::from_utf8_lossy(&line));
+        }
+        if !open || buffer.len() > LINE_BUFFER_BYTES_MAX {
+            let rest = buffer.split();
+            self.line(&String::from_utf8_lossy(&rest));
+        }
+        if !open {
+            *stream = None;
+        }
+    }
+
+    fn line(&mut self, line: &str) {
+        let mut line = line.trim_end().replace(&self.directory, "");
+        line.truncate(line.floor_char_boundary(LINE_BYTES_MAX));
+        if line.is_empty() {
+            return;
+        }
+        if self.reported < LINES_REPORTED_MAX {
+            self.reported += 1;
+            self.progress.say("install", &line);
+        }
+        self.tail.push_back(line);
+        if self.tail.len() > TAIL_LINES {
+            self.tail.pop_front();
+        }
+    }
+
+    /// npm's own words: `npm error code E404`, then lines of explanation.
+    fn explain(&self) -> InstallError {
+        let errors = self.tail.iter().filter_map(|line| {
+            line.strip_prefix("npm error").or_else(|| line.strip_prefix("npm ERR!")).map(str::trim)
+        });
+        let mut code = String::new();
+        let mut reason = Vec::new();
+        for line in errors {
+            match line.strip_prefix("code ") {
+                Some(found) => code = found.to_owned(),
+                None if line.is_empty() || line.contains("complete log of this run") || line.contains("-debug-0.log") => {}
+                None => reason.push(line),
+            }
+        }
+        let reason = if reason.is_empty() {
+            self.tail.iter().rev().take(5).rev().cloned().collect::<Vec<_>>().join("\n")
+        } else {
+            reason.join("\n")
+        };
+        classify(code, reason)
+    }
+}
+
+fn classify(code: String, reason: String) -> InstallError {
+    const AWAY: [&str; 14] = [
+        "ECONNREFUSED", "ENOTFOUND", "EAI_AGAIN", "ETIMEDOUT", "ECONNRESET", "EHOSTUNREACH", "ENETUNREACH", "ERR_SOCKET_TIMEOUT",
+        "E500", "E502", "E503", "E504", "E429", "ERR_SOCKET_CLOSED",
+    ];
+    if code == "ENOSPC" || code == "EDQUOT" || reason.contains("ENOSPC") {
+        return InstallError::DiskFull(reason);
+    }
+    if AWAY.contains(&code.as_str()) {
+        return InstallError::RegistryAway { code, reason };
+    }
+    let code = if code.is_empty() { "unknown".to_owned() } else { code };
+    InstallError::Failed { code, reason }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn npms_words_become_the_reason() {
+        let progress = Progress::nowhere();
+        let mut output = Output::new(&progress, Path::new("/tmp/x"));
+        for line in [
+            "npm http fetch GET 404 registry 40ms",
+            "npm error code E404",
+            "npm error 404 Not Found - GET nope",
+            "npm error",
+            "npm error A complete log of this run can be found in: /tmp/x/_logs",
+        ] {
+            output.line(line);
+        }
+        let InstallError::Failed { code, reason } = output.explain() else { panic!("a failure of the request") };
+        assert_eq!((code.as_str(), reason.as_str()), ("E404", "404 Not Found - GET nope"));
+    }
+
+    #[test]
+    fn each_code_has_its_class() {
+        let class = |code: &str, reason: &str| classify(code.to_owned(), reason.to_owned());
+        assert!(matches!(class("ECONNREFUSED", "x"), InstallError::RegistryAway { .. }));
+        assert!(matches!(class("E503", "x"), InstallError::RegistryAway { .. }));
+        assert!(matches!(class("ETARGET", "x"), InstallError::Failed { .. }));
+        assert!(matches!(class("ENOSPC", "x"), InstallError::DiskFull(_)));
+        assert!(matches!(class("", "write ENOSPC"), InstallError::DiskFull(_)));
+    }
+}

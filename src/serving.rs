@@ -1,0 +1,280 @@
+//! Which version serves each app, and the pool that runs it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
+
+use crate::artifacts::{self, Artifacts, Manifest, SourceMap};
+use crate::model::{AppId, Version, VersionNumber, VersionState};
+use crate::pool::{self, Figures, MemoryBudget, Pool};
+use crate::store::{self, Store};
+use crate::worker::{self, Lookup, Paths, Program, Renamed};
+
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Error {
+    #[error("there is no app {0:?}: publish a version to create it")]
+    UnknownApp(String),
+    #[error("app {app} has no version {number}")]
+    UnknownVersion { app: AppId, number: VersionNumber },
+    #[error("version {number} of app {app} is not READY")]
+    NotReady { app: AppId, number: VersionNumber },
+    #[error("read the store: {0}")]
+    Store(#[from] store::Error),
+    #[error("load an artifact: {0}")]
+    Artifact(Arc<artifacts::Error>),
+}
+
+/// A version with its pool.
+#[derive(Debug)]
+pub struct Served {
+    pub version: Version,
+    pub pool: Pool,
+    used: Mutex<Instant>,
+}
+
+/// A handle; cheap to clone.
+#[derive(Clone)]
+pub struct Serving {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    store: Store,
+    artifacts: Artifacts,
+    workers: Arc<worker::Config>,
+    settings: pool::Settings,
+    budget: MemoryBudget,
+    routes: Mutex<Routes>,
+    /// One load at a time: a burst on a cold app makes one pool.
+    loading: tokio::sync::Mutex<()>,
+    supervisors: TaskTracker,
+}
+
+#[derive(Default)]
+struct Routes {
+    active: HashMap<AppId, VersionNumber>,
+    loaded: HashMap<(AppId, VersionNumber), Arc<Served>>,
+}
+
+impl Serving {
+    /// Reads which versions are active. Their pools start with the first invocation.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub async fn open(
+        store: Store,
+        artifacts: Artifacts,
+        workers: Arc<worker::Config>,
+        settings: pool::Settings,
+        budget: MemoryBudget,
+    ) -> Result<Self, Error> {
+        let active = store.active_versions().await?.into_iter().collect();
+        let routes = Mutex::new(Routes { active, loaded: HashMap::new() });
+        let (loading, supervisors) = (tokio::sync::Mutex::new(()), TaskTracker::new());
+        let shared = Shared { store, artifacts, workers, settings, budget, routes, loading, supervisors };
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    fn routes(&self) -> std::sync::MutexGuard<'_, Routes> {
+        self.shared.routes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The version that serves the app; `None` where none is active.
+    ///
+    /// # Errors
+    /// `UnknownApp`, or the version cannot be loaded.
+    pub async fn active(&self, app: &AppId) -> Result<Option<Arc<Served>>, Error> {
+        let number = {
+            let routes = self.routes();
+            match routes.active.get(app) {
+                Some(number) => match routes.loaded.get(&(app.clone(), *number)) {
+                    Some(served) => return Ok(Some(served.touched())),
+                    None => Some(*number),
+                },
+                None => None,
+            }
+        };
+        match number {
+            Some(number) => self.load(app, number).await.map(Some),
+            None if self.shared.store.app(app).await?.is_some() => Ok(None),
+            None => Err(Error::UnknownApp(app.to_string())),
+        }
+    }
+
+    /// A version by number, active or not.
+    ///
+    /// # Errors
+    /// It does not exist, is not READY, or cannot be loaded.
+    pub async fn version(&self, app: &AppId, number: VersionNumber) -> Result<Arc<Served>, Error> {
+        if let Some(served) = self.routes().loaded.get(&(app.clone(), number)) {
+            return Ok(served.touched());
+        }
+        self.load(app, number).await
+    }
+
+    async fn load(&self, app: &AppId, number: VersionNumber) -> Result<Arc<Served>, Error> {
+        let _one_at_a_time = self.shared.loading.lock().await;
+        let key = (app.clone(), number);
+        if let Some(served) = self.routes().loaded.get(&key) {
+            return Ok(served.touched());
+        }
+        let Some(version) = self.shared.store.version(app, number).await? else {
+            if self.shared.store.app(app).await?.is_none() {
+                return Err(Error::UnknownApp(app.to_string()));
+            }
+            return Err(Error::UnknownVersion { app: app.clone(), number });
+        };
+        if version.state != VersionState::Ready {
+            return Err(Error::NotReady { app: app.clone(), number });
+        }
+        let environment = self.shared.store.environment(app, number).await?;
+        let manifest = self.shared.artifacts.manifest(app, &version.digest);
+        let manifest = manifest.map_err(|err| Error::Artifact(Arc::new(err)))?;
+        let served = self.prepare(version, environment, &manifest);
+        self.routes().loaded.insert(key, Arc::clone(&served));
+        Ok(served)
+    }
+
+    /// A pool for a version that no route leads to yet.
+    pub fn prepare(&self, version: Version, environment: BTreeMap<String, String>, manifest: &Manifest) -> Arc<Served> {
+        let shared = &self.shared;
+        let directory = shared.artifacts.tree(&version.app, &version.digest);
+        let layer = manifest.layer.as_ref().map(|key| shared.artifacts.layer_directory(&version.app, key));
+        let mut directories = vec![directory.as_path()];
+        directories.extend(layer.as_deref());
+        let shim = shared.workers.shim.parent().unwrap_or(Path::new("/"));
+        let paths = Paths::new(&directories, shim, renamed(manifest));
+        let program = Program {
+            app: version.app.clone(),
+            version: version.number,
+            directory,
+            environment,
+            init: manifest.init.clone(),
+            functions: manifest.functions.clone(),
+            limits: version.limits.clone(),
+            paths,
+        };
+        let (pool, supervisor) = Pool::start(
+            Arc::clone(&shared.workers),
+            Arc::new(program),
+            &shared.settings,
+            shared.budget.clone(),
+        );
+        shared.supervisors.spawn(async move {
+            if let Err(err) = supervisor.await {
+                tracing::error!(%err, "a pool's supervisor panicked");
+            }
+        });
+        Arc::new(Served { version, pool, used: Mutex::new(Instant::now()) })
+    }
+
+    /// Moves the app's traffic to this version. The one before finishes what it runs.
+    pub async fn promote(&self, served: &Arc<Served>) {
+        let app = served.version.app.clone();
+        let number = served.version.number;
+        let before = {
+            let mut routes = self.routes();
+            routes.loaded.insert((app.clone(), number), Arc::clone(served));
+            let before = routes.active.insert(app.clone(), number).filter(|before| *before != number);
+            before.and_then(|before| routes.loaded.remove(&(app, before)))
+        };
+        if let Some(before) = before {
+            before.pool.retire().await;
+        }
+    }
+
+    /// Ends the pool of a version that is going away.
+    pub async fn forget(&self, app: &AppId, number: VersionNumber) {
+        let served = self.routes().loaded.remove(&(app.clone(), number));
+        if let Some(served) = served {
+            served.pool.kill().await;
+        }
+    }
+
+    /// Ends all pools of an app that is going away.
+    pub async fn forget_app(&self, app: &AppId) {
+        let gone: Vec<_> = {
+            let mut routes = self.routes();
+            routes.active.remove(app);
+            routes.loaded.extract_if(|(of, _), _| of == app).map(|(_, served)| served).collect()
+        };
+        for served in gone {
+            served.pool.kill().await;
+        }
+    }
+
+    /// Of all loaded versions of the app together.
+    pub async fn figures(&self, app: &AppId) -> Figures {
+        let pools: Vec<Pool> = {
+            let routes = self.routes();
+            let of_app = routes.loaded.iter().filter(|((of, _), _)| of == app);
+            of_app.map(|(_, served)| served.pool.clone()).collect()
+        };
+        let mut sum = Figures::default();
+        for pool in pools {
+            let figures = pool.figures().await;
+            sum.counts.starting += figures.counts.starting;
+            sum.counts.idle += figures.counts.idle;
+            sum.counts.busy += figures.counts.busy;
+            sum.counts.retiring += figures.counts.retiring;
+            sum.counts.waiting += figures.counts.waiting;
+            sum.started_total += figures.started_total;
+            sum.failed_total += figures.failed_total;
+            sum.pids.extend(figures.pids);
+        }
+        sum
+    }
+
+    /// Unloads versions that are not active and were not used for `idle`: pinned ones, and targets of late retries.
+    pub async fn unload_idle(&self, idle: Duration) {
+        let unused: Vec<_> = {
+            let mut routes = self.routes();
+            let Routes { active, loaded } = &mut *routes;
+            let unused = loaded.extract_if(|(app, number), served| {
+                active.get(app) != Some(number) && served.used().elapsed() > idle
+            });
+            unused.map(|(_, served)| served).collect()
+        };
+        for served in unused {
+            served.pool.retire().await;
+        }
+    }
+
+    /// Ends every worker. On return no child of any pool is alive.
+    pub async fn stop(&self) {
+        let all: Vec<_> = {
+            let mut routes = self.routes();
+            routes.active.clear();
+            routes.loaded.drain().map(|(_, served)| served).collect()
+        };
+        for served in all {
+            served.pool.kill().await;
+        }
+        self.shared.supervisors.close();
+        self.shared.supervisors.wait().await;
+    }
+}
+
+impl Served {
+    fn used(&self) -> Instant {
+        *self.used.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn touched(self: &Arc<Self>) -> Arc<Self> {
+        *self.used.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        Arc::clone(self)
+    }
+}
+
+fn renamed(manifest: &Manifest) -> BTreeMap<String, Renamed> {
+    let renamed = manifest.units.iter().map(|unit| {
+        let map = unit.map.as_deref().and_then(SourceMap::parse).map(Arc::new);
+        let lookup = map.map(|map| -> Lookup { Arc::new(move |line, column| map.lookup(line, column)) });
+        (unit.emitted.clone(), Renamed { source: unit.source.clone(), lookup })
+    });
+    renamed.collect()
+}

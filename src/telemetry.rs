@@ -1,0 +1,19 @@
+//! What the service says about itself: `tracing` to stderr.
+
+use tracing_subscriber::EnvFilter;
+
+use crate::config::LogFormat;
+
+/// Call once.
+///
+/// # Errors
+/// The level is not a filter that `tracing` understands.
+pub fn init(format: LogFormat, level: &str) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(level).map_err(|err| anyhow::anyhow!("log_level {level:?}: {err}"))?;
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => builder.with_target(false).init(),
+        LogFormat::Json => builder.json().init(),
+    }
+    Ok(())
+}
