@@ -1,0 +1,369 @@
+//! A real service per test: its own process, port, data directory and configuration.
+//!
+//! [`TestServer::stop`] ends it as an operator would, and fails the test when a process is left over or the service logged a
+//! WARN or ERROR that the test did not announce with [`TestServer::expect_log`].
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use chatfn::proto::app_service_client::AppServiceClient;
+use chatfn::proto::invocation_service_client::InvocationServiceClient;
+use chatfn::proto::publish_version_response::Event;
+use chatfn::proto::version_service_client::VersionServiceClient;
+use chatfn::proto::{self, invoke_response::Outcome};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+use tonic::transport::Channel;
+use tonic::{Code, Status};
+
+/// The blocking trigger, and a non-blocking one.
+pub const LOGIN: &str = "UserAttemptedStartSession";
+pub const SENT: &str = "UserSentMessage";
+pub const SENT_EVENT: &str = r#"{"user":{"name":"jane"},"channel":{"id":1},"message":{"body":"hi"}}"#;
+
+/// For anything that should happen "soon". Generous: the machine is shared.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Announced at every start.
+const ALWAYS_LOGGED: [&str; 2] = ["isolation: ", "open: no operator_token_file"];
+
+pub struct TestServer {
+    process: Child,
+    pub address: String,
+    pub channel: Channel,
+    data: Arc<TempDir>,
+    settings: Vec<String>,
+    log: Arc<Mutex<Vec<String>>>,
+    expected: Vec<String>,
+}
+
+impl TestServer {
+    /// A service with no default dependencies (so that publishing needs no npm) and everything else as shipped.
+    pub async fn start() -> Self {
+        Self::with(&[]).await
+    }
+
+    /// With settings as `--set` takes them: `idle_ttl=1s`.
+    pub async fn with(settings: &[&str]) -> Self {
+        let data = Arc::new(tempfile::tempdir().expect("temp dir"));
+        Self::on(data, settings.iter().map(|setting| (*setting).to_owned()).collect()).await
+    }
+
+    async fn on(data: Arc<TempDir>, settings: Vec<String>) -> Self {
+        let (mut process, log) = spawn(data.path(), &settings);
+        let stdout = process.stdout.take().expect("piped");
+        let first_line = tokio::task::spawn_blocking(move || {
+            let mut line = String::new();
+            BufReader::new(stdout).read_line(&mut line).map(|_| line)
+        });
+        let line = first_line.await.expect("reads").expect("stdout");
+        let Some(address) = line.trim().strip_prefix("chatfn listens on ") else {
+            let _ = process.wait();
+            panic!("the service did not start: {:?}", log.lock().expect("log"));
+        };
+        let address = address.to_owned();
+        let channel = Channel::from_shared(address.clone()).expect("address").connect().await.expect("connects");
+        Self { process, address, channel, data, settings, log, expected: Vec::new() }
+    }
+
+    /// Runs the binary with settings that it should refuse; returns what it said.
+    pub fn refused(settings: &[&str]) -> String {
+        let data = tempfile::tempdir().expect("temp dir");
+        let settings: Vec<_> = settings.iter().map(|setting| (*setting).to_owned()).collect();
+        let mut command = command(data.path(), &settings);
+        let output = command.output().expect("runs");
+        assert!(!output.status.success(), "it was accepted");
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    }
+
+    /// Kills the service with SIGKILL and starts it again on the same data.
+    pub async fn crash_and_restart(self) -> Self {
+        let (data, settings) = self.crash();
+        Self::on(data, settings).await
+    }
+
+    /// Kills the service with SIGKILL; what it needs to start again.
+    pub fn crash(mut self) -> (Arc<TempDir>, Vec<String>) {
+        self.process.kill().expect("kill");
+        self.process.wait().expect("wait");
+        (Arc::clone(&self.data), self.settings.clone())
+    }
+
+    pub async fn restart((data, settings): (Arc<TempDir>, Vec<String>)) -> Self {
+        Self::on(data, settings).await
+    }
+
+    /// SIGTERM, then waits for its end, which must be a clean one.
+    pub async fn stop(mut self) {
+        self.terminate();
+        let status = self.wait().await;
+        assert!(status.success(), "it ended with {status}: {:?}", self.log.lock().expect("log"));
+        let left_over = processes_of(self.data.path());
+        assert!(left_over.is_empty(), "left over: {left_over:?}");
+        let log = self.log.lock().expect("log");
+        let unexpected: Vec<_> = log.iter().filter(|line| self.is_unexpected(line)).collect();
+        assert!(unexpected.is_empty(), "logged: {unexpected:#?}");
+    }
+
+    pub fn terminate(&self) {
+        kill(Pid::from_raw(self.pid().cast_signed()), Signal::SIGTERM).expect("signal");
+    }
+
+    /// Waits for the process to end.
+    pub async fn wait(&mut self) -> std::process::ExitStatus {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.process.try_wait().expect("wait") {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "the service did not end");
+            pause().await;
+        }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
+    pub fn data(&self) -> &Path {
+        self.data.path()
+    }
+
+    /// A WARN or ERROR that contains this text is all right.
+    pub fn expect_log(&mut self, text: &str) {
+        self.expected.push(text.to_owned());
+    }
+
+    pub fn log(&self) -> Vec<String> {
+        self.log.lock().expect("log").clone()
+    }
+
+    fn is_unexpected(&self, line: &str) -> bool {
+        let grave = line.contains(" WARN ") || line.contains(" ERROR ");
+        let known = |text: &&str| line.contains(*text);
+        grave && !ALWAYS_LOGGED.iter().any(|text| known(text)) && !self.expected.iter().any(|text| line.contains(text.as_str()))
+    }
+
+    pub fn invocations(&self) -> InvocationServiceClient<Channel> {
+        InvocationServiceClient::new(self.channel.clone()).max_decoding_message_size(64 << 20)
+    }
+
+    pub fn versions(&self) -> VersionServiceClient<Channel> {
+        VersionServiceClient::new(self.channel.clone())
+    }
+
+    pub fn apps(&self) -> AppServiceClient<Channel> {
+        AppServiceClient::new(self.channel.clone())
+    }
+
+    /// Publishes and returns the version, or the status it failed with.
+    pub async fn publish(&self, request: proto::PublishVersionRequest) -> Result<proto::Version, Status> {
+        self.publish_with_progress(request).await.map(|(version, _)| version)
+    }
+
+    pub async fn publish_with_progress(
+        &self,
+        request: proto::PublishVersionRequest,
+    ) -> Result<(proto::Version, Vec<proto::Progress>), Status> {
+        let mut steps = self.versions().publish_version(request).await?.into_inner();
+        let mut progress = Vec::new();
+        while let Some(step) = steps.message().await? {
+            match step.event.expect("an event") {
+                Event::Progress(step) => progress.push(step),
+                Event::Version(version) => return Ok((version, progress)),
+            }
+        }
+        panic!("the stream ended without a version or an error");
+    }
+
+    /// Publishes files that must be fine, and returns a handle to the app.
+    pub async fn deploy(&self, app: &str, files: &[(&str, &str)]) -> TestApp {
+        self.publish(request(app, files)).await.expect("publishes");
+        self.app(app)
+    }
+
+    /// One function with this source.
+    pub async fn deploy_function(&self, app: &str, trigger_type: &str, source: &str) -> TestApp {
+        self.deploy(app, &[(&format!("functions/{trigger_type}.ts"), source)]).await
+    }
+
+    pub fn app(&self, app: &str) -> TestApp {
+        TestApp { id: app.to_owned(), channel: self.channel.clone() }
+    }
+
+    /// Processes of this service's workers and installs, by its data directory's name.
+    pub fn worker_processes(&self) -> Vec<u32> {
+        processes_of(self.data.path())
+    }
+}
+
+impl Drop for TestServer {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[allow(clippy::disallowed_methods, reason = "tests start the service as users do")]
+fn command(data: &Path, settings: &[String]) -> Command {
+    let config = data.join("chatfn.toml");
+    std::fs::write(&config, "default_dependencies = {}\n").expect("write the configuration");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_chatfn"));
+    command.args(["serve", "--listen", "127.0.0.1:0", "--config"]).arg(config).arg("--data-dir").arg(data.join("data"));
+    for setting in settings {
+        command.arg("--set").arg(setting);
+    }
+    command
+}
+
+fn spawn(data: &Path, settings: &[String]) -> (Child, Arc<Mutex<Vec<String>>>) {
+    let mut command = command(data, settings);
+    let mut process = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("start the service");
+    let log = Arc::new(Mutex::new(Vec::new()));
+    let stderr = process.stderr.take().expect("piped");
+    let lines = Arc::clone(&log);
+    std::thread::spawn(move || {
+        for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+            lines.lock().expect("log").push(line);
+        }
+    });
+    (process, log)
+}
+
+/// Processes with this directory in their command line or environment, the service itself excluded.
+pub fn processes_of(directory: &Path) -> Vec<u32> {
+    let needle = directory.join("data/").display().to_string().into_bytes();
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc").expect("proc").flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+        let holds = |file: &str| {
+            let content = std::fs::read(entry.path().join(file)).unwrap_or_default();
+            content.windows(needle.len()).any(|window| window == needle)
+        };
+        if holds("cmdline") || holds("environ") {
+            found.push(pid);
+        }
+    }
+    found
+}
+
+/// The only wait in the tests: until a condition holds.
+pub async fn wait_until<F: Future<Output = bool>>(what: &str, mut condition: impl FnMut() -> F) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition().await {
+        assert!(Instant::now() < deadline, "waited for: {what}");
+        pause().await;
+    }
+}
+
+/// Between two looks at a condition.
+async fn pause() {
+    tokio::time::interval_at(tokio::time::Instant::now() + Duration::from_millis(10), Duration::from_secs(1)).tick().await;
+}
+
+/// A publish request for these files.
+pub fn request(app: &str, files: &[(&str, &str)]) -> proto::PublishVersionRequest {
+    let files: BTreeMap<String, Bytes> =
+        files.iter().map(|(path, content)| ((*path).to_owned(), Bytes::copy_from_slice(content.as_bytes()))).collect();
+    proto::PublishVersionRequest {
+        app_id: app.to_owned(),
+        spec: Some(proto::VersionSpec { files, ..Default::default() }),
+        ..Default::default()
+    }
+}
+
+/// An app of a test's.
+#[derive(Clone)]
+pub struct TestApp {
+    pub id: String,
+    channel: Channel,
+}
+
+impl TestApp {
+    pub fn call(&self, trigger_type: &str, event: &str) -> proto::InvokeRequest {
+        proto::InvokeRequest {
+            app_id: self.id.clone(),
+            trigger_type: trigger_type.to_owned(),
+            event_json: Bytes::copy_from_slice(event.as_bytes()),
+            ..Default::default()
+        }
+    }
+
+    pub async fn send(&self, request: proto::InvokeRequest) -> Result<proto::InvokeResponse, Status> {
+        let mut client = InvocationServiceClient::new(self.channel.clone()).max_decoding_message_size(64 << 20);
+        client.invoke(request).await.map(tonic::Response::into_inner)
+    }
+
+    pub async fn invoke(&self, trigger_type: &str, event: &str) -> Result<proto::InvokeResponse, Status> {
+        self.send(self.call(trigger_type, event)).await
+    }
+
+    /// The blocking trigger, with a user name that the function may read.
+    pub async fn login(&self, username: &str) -> proto::InvokeResponse {
+        let event = serde_json::json!({ "username": username }).to_string();
+        self.invoke(LOGIN, &event).await.expect("an answer")
+    }
+
+    pub async fn show(&self) -> proto::App {
+        let request = proto::GetAppRequest { app_id: self.id.clone() };
+        let shown = AppServiceClient::new(self.channel.clone()).get_app(request).await;
+        shown.expect("the app").into_inner().app.expect("the app")
+    }
+
+    pub async fn pool(&self) -> proto::PoolFigures {
+        self.show().await.pool.expect("figures")
+    }
+
+    pub async fn invocation(&self, invocation_id: &str) -> proto::Invocation {
+        let request = proto::GetInvocationRequest { app_id: self.id.clone(), invocation_id: invocation_id.to_owned() };
+        let got = InvocationServiceClient::new(self.channel.clone()).get_invocation(request).await;
+        got.expect("the invocation").into_inner().invocation.expect("the invocation")
+    }
+
+    /// All, newest first (up to 1000).
+    pub async fn history(&self) -> Vec<proto::Invocation> {
+        let request = proto::ListInvocationsRequest { app_id: self.id.clone(), page_size: 1000, ..Default::default() };
+        let mut client = InvocationServiceClient::new(self.channel.clone()).max_decoding_message_size(64 << 20);
+        client.list_invocations(request).await.expect("the history").into_inner().invocations
+    }
+}
+
+/// Reads outcomes without ceremony.
+pub trait Answered {
+    fn json(&self) -> serde_json::Value;
+    fn failure(&self) -> &proto::FunctionError;
+}
+
+impl Answered for proto::InvokeResponse {
+    fn json(&self) -> serde_json::Value {
+        match &self.outcome {
+            Some(Outcome::Result(result)) => serde_json::from_slice(&result.json).expect("JSON"),
+            other => panic!("not a result: {other:?}"),
+        }
+    }
+
+    fn failure(&self) -> &proto::FunctionError {
+        match &self.outcome {
+            Some(Outcome::Error(error)) => error,
+            other => panic!("not an error: {other:?}"),
+        }
+    }
+}
+
+/// The stable reason of an error.
+pub fn reason(status: &Status) -> (Code, String) {
+    use tonic_types::StatusExt;
+    let reason = status.get_error_details().error_info().map(|info| info.reason.clone());
+    (status.code(), reason.unwrap_or_default())
+}
+
+/// A file of the repository.
+pub fn repository(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
