@@ -14,6 +14,7 @@ const scope = require('./scope.js');
 /** @typedef {import('./failure.js').Failure} Failure */
 
 let reported = false;
+let leaving = false;
 
 function install() {
   // `removeAllListeners('uncaughtException')` must not silence the report, and `setUncaughtExceptionCaptureCallback` would
@@ -50,11 +51,23 @@ function uncaught(error) {
   const denied = deniedBy(error);
   // A `context.deny()` in a promise nobody awaited: a refusal, not a crash.
   if (denied !== undefined) return refuse(denied);
+  if (scope.isLeftover()) return leave(describe(error, 'CRASHED'));
   try {
     report(describe(error, 'CRASHED'));
   } finally {
     reallyExit(EXIT_UNCAUGHT);
   }
+}
+
+/**
+ * Something that an answered invocation left behind failed. Those in flight have no part in it: they finish, and the service,
+ * which sends nothing new from now on, shuts this worker down after them.
+ * @param {Failure} why
+ */
+function leave(why) {
+  if (leaving) return;
+  leaving = true;
+  channel.notify('fault', `{"failure":${encodeFailure(why)},"exiting":false}`);
 }
 
 /** @param {unknown} code */
@@ -75,7 +88,7 @@ function report(why) {
   if (culprit !== null) end(culprit, why);
   const collateral = failure('COLLATERAL', why.name, `another invocation in this worker ended it: ${why.message}`);
   scope.forEach((invocation) => end(invocation, collateral));
-  if (untold) channel.notify('fault', `{"failure":${encodeFailure(why)}}`);
+  if (untold) channel.notify('fault', `{"failure":${encodeFailure(why)},"exiting":true}`);
 }
 
 /**

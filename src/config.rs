@@ -175,7 +175,8 @@ impl Config {
             Some(path) => builder.add_source(config::File::from(path)),
             None => builder.add_source(config::File::with_name("chatfn.toml").required(false)),
         };
-        builder = builder.add_source(config::Environment::with_prefix("CHATFN").prefix_separator("_").try_parsing(true));
+        builder =
+            builder.add_source(config::Environment::with_prefix("CHATFN").prefix_separator("_").try_parsing(true));
         for (key, value) in overrides {
             builder = builder.set_override(key.as_str(), value.as_str())?;
         }
@@ -261,7 +262,8 @@ mod duration {
 
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
         let text = String::deserialize(deserializer)?;
-        humantime::parse_duration(&text).map_err(|err| D::Error::custom(format!("{text:?} is not a span like 250ms, 10s or 5m: {err}")))
+        humantime::parse_duration(&text)
+            .map_err(|err| D::Error::custom(format!("{text:?} is not a span like 250ms, 10s or 5m: {err}")))
     }
 }
 

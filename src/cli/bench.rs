@@ -13,9 +13,9 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{Instant, sleep_until};
 use tonic::transport::Channel;
 
+use crate::proto;
 use crate::proto::invocation_service_client::InvocationServiceClient;
 use crate::proto::invoke_response::Outcome;
-use crate::proto;
 
 /// Results on their way to the histogram.
 const RESULTS_QUEUED_MAX: usize = 64 << 10;
@@ -143,7 +143,8 @@ async fn call_once(
     mut client: InvocationServiceClient<Channel>,
     request: tonic::Request<proto::InvokeRequest>,
 ) -> Result<bool, String> {
-    let response = client.invoke(request).await.map_err(|status| format!("{:?}: {}", status.code(), status.message()))?;
+    let response =
+        client.invoke(request).await.map_err(|status| format!("{:?}: {}", status.code(), status.message()))?;
     let response = response.into_inner();
     match response.outcome {
         Some(Outcome::Error(error)) => Err(format!("{}: {}", error.name, error.message)),
@@ -198,7 +199,12 @@ impl Report {
             return;
         }
         println!("asked for {} calls/s over {:?}: {achieved:.0}/s succeeded", args.rate, args.duration);
-        println!("  {} succeeded, {} failed, {} not started (in-flight-max)", self.latencies.len(), self.errors, self.skipped);
+        println!(
+            "  {} succeeded, {} failed, {} not started (in-flight-max)",
+            self.latencies.len(),
+            self.errors,
+            self.skipped
+        );
         println!("  {} cold starts", self.cold_starts);
         println!(
             "  latency from due time, µs: p50 {} · p90 {} · p99 {} · p99.9 {} · max {}",

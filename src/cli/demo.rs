@@ -9,12 +9,12 @@ use bytes::Bytes;
 use tonic::transport::Channel;
 
 use crate::config::Config;
+use crate::proto;
 use crate::proto::app_service_client::AppServiceClient;
 use crate::proto::invocation_service_client::InvocationServiceClient;
 use crate::proto::invoke_response::Outcome;
 use crate::proto::publish_version_response::Event;
 use crate::proto::version_service_client::VersionServiceClient;
-use crate::proto;
 use crate::sandbox::Sandbox;
 use crate::service::Service;
 use crate::telemetry;
@@ -63,7 +63,10 @@ async fn show(project: &Path, address: &str) -> anyhow::Result<()> {
     let request = proto::GetAppRequest { app_id: APP.to_owned() };
     let app = apps.get_app(request).await?.into_inner().app.context("an app")?;
     let pool = app.pool.unwrap_or_default();
-    println!("\nVersion {} is active; {} idle worker(s) wait for the next event.", app.active_version, pool.workers_idle);
+    println!(
+        "\nVersion {} is active; {} idle worker(s) wait for the next event.",
+        app.active_version, pool.workers_idle
+    );
     Ok(())
 }
 

@@ -47,7 +47,8 @@ mod tests {
     fn each_cause_follows_its_own_policy() {
         let (allow, deny) = (FailureAction::Allow, FailureAction::Deny);
         let failed = |kind| Outcome::Failed(FunctionFailure::new(kind, "n", "m"));
-        let policy = |on_error, on_timeout, on_overload| FailurePolicy { on_error, on_timeout, on_overload, default_json: None };
+        let policy =
+            |on_error, on_timeout, on_overload| FailurePolicy { on_error, on_timeout, on_overload, default_json: None };
         let table = [
             (policy(allow, deny, None), FailureKind::Thrown, Verdict::Allow),
             (policy(deny, allow, Some(allow)), FailureKind::Crashed, Verdict::Deny),

@@ -8,10 +8,10 @@ use serde_json::json;
 use crate::artifacts::{Artifacts, Layer, LayerKey, measure};
 use crate::model::AppId;
 
+use super::Project;
 use super::npm::{InstallError, Npm};
 use super::progress::Progress;
 use super::publisher::Error;
-use super::Project;
 
 pub use crate::artifacts::Layer as Installed;
 
@@ -50,7 +50,8 @@ impl Installer {
     }
 
     fn package_json(&self, project: &Project) -> serde_json::Value {
-        let mut package = json!({ "name": "app", "version": "1.0.0", "private": true, "dependencies": self.dependencies(project) });
+        let mut package =
+            json!({ "name": "app", "version": "1.0.0", "private": true, "dependencies": self.dependencies(project) });
         if let Some(overrides) = &project.package.overrides {
             package["overrides"] = overrides.clone();
         }
@@ -80,7 +81,8 @@ pub(super) async fn install(
     let scripts: BTreeSet<String> = project.scripts_allowed.iter().cloned().collect();
     installer.npm.install(staged.path(), matches, &scripts, progress).await?;
     let lockfile = std::fs::read(staged.path().join(LOCKFILE)).map_err(|err| disk_error(&err, LOCKFILE))?;
-    let key = LayerKey { lockfile: &lockfile, node_version: &installer.node_version, scripts_allowed: &scripts }.digest();
+    let key =
+        LayerKey { lockfile: &lockfile, node_version: &installer.node_version, scripts_allowed: &scripts }.digest();
     let names = installer.dependencies(project);
     let (artifacts, app) = (artifacts.clone(), app.clone());
     let kept = tokio::task::spawn_blocking(move || {
@@ -129,7 +131,8 @@ fn lock_matches(lockfile: &[u8], wanted: &BTreeMap<String, String>) -> bool {
 /// The exact versions of the direct dependencies.
 fn resolved(lockfile: &[u8], names: &BTreeMap<String, String>) -> BTreeMap<String, String> {
     let lockfile = parse(lockfile);
-    let exact = |name: &String| Some((name.clone(), lockfile.packages.get(&format!("node_modules/{name}"))?.version.clone()));
+    let exact =
+        |name: &String| Some((name.clone(), lockfile.packages.get(&format!("node_modules/{name}"))?.version.clone()));
     names.keys().filter_map(exact).collect()
 }
 

@@ -29,9 +29,22 @@ const LINE_BUFFER_BYTES_MAX: usize = 64 << 10;
 const LINES_REPORTED_MAX: usize = 2000;
 /// Of the operator's environment, what npm needs to reach its registry. Never passed to tenants' code.
 const INHERITED: [&str; 16] = [
-    "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy", "NODE_EXTRA_CA_CERTS", "SSL_CERT_FILE",
-    "SSL_CERT_DIR", "npm_config_registry", "NPM_CONFIG_REGISTRY", "npm_config_cafile", "NPM_CONFIG_CAFILE", "npm_config_proxy",
-    "npm_config_https_proxy", "npm_config_noproxy",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "NO_PROXY",
+    "http_proxy",
+    "https_proxy",
+    "no_proxy",
+    "NODE_EXTRA_CA_CERTS",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+    "npm_config_registry",
+    "NPM_CONFIG_REGISTRY",
+    "npm_config_cafile",
+    "NPM_CONFIG_CAFILE",
+    "npm_config_proxy",
+    "npm_config_https_proxy",
+    "npm_config_noproxy",
 ];
 
 /// Runs npm.
@@ -186,7 +199,10 @@ impl Npm {
         let InstallLimits { bytes_max, files_max, .. } = self.limits;
         if bytes > bytes_max {
             let limit = bytes_max >> 20;
-            return Err(InstallError::TooLarge(format!("{} MiB; the limit is {limit} MiB (install_bytes_max)", bytes >> 20)));
+            return Err(InstallError::TooLarge(format!(
+                "{} MiB; the limit is {limit} MiB (install_bytes_max)",
+                bytes >> 20
+            )));
         }
         if files > files_max {
             return Err(InstallError::TooLarge(format!("{files} files; the limit is {files_max} (install_files_max)")));
@@ -305,15 +321,18 @@ impl<'a> Output<'a> {
 
     /// npm's own words: `npm error code E404`, then lines of explanation.
     fn explain(&self) -> InstallError {
-        let errors = self.tail.iter().filter_map(|line| {
-            line.strip_prefix("npm error").or_else(|| line.strip_prefix("npm ERR!")).map(str::trim)
-        });
+        let errors = self
+            .tail
+            .iter()
+            .filter_map(|line| line.strip_prefix("npm error").or_else(|| line.strip_prefix("npm ERR!")).map(str::trim));
         let mut code = String::new();
         let mut reason = Vec::new();
         for line in errors {
             match line.strip_prefix("code ") {
                 Some(found) => code = found.to_owned(),
-                None if line.is_empty() || line.contains("complete log of this run") || line.contains("-debug-0.log") => {}
+                None if line.is_empty()
+                    || line.contains("complete log of this run")
+                    || line.contains("-debug-0.log") => {}
                 None => reason.push(line),
             }
         }
@@ -328,8 +347,20 @@ impl<'a> Output<'a> {
 
 fn classify(code: String, reason: String) -> InstallError {
     const AWAY: [&str; 14] = [
-        "ECONNREFUSED", "ENOTFOUND", "EAI_AGAIN", "ETIMEDOUT", "ECONNRESET", "EHOSTUNREACH", "ENETUNREACH", "ERR_SOCKET_TIMEOUT",
-        "E500", "E502", "E503", "E504", "E429", "ERR_SOCKET_CLOSED",
+        "ECONNREFUSED",
+        "ENOTFOUND",
+        "EAI_AGAIN",
+        "ETIMEDOUT",
+        "ECONNRESET",
+        "EHOSTUNREACH",
+        "ENETUNREACH",
+        "ERR_SOCKET_TIMEOUT",
+        "E500",
+        "E502",
+        "E503",
+        "E504",
+        "E429",
+        "ERR_SOCKET_CLOSED",
     ];
     if code == "ENOSPC" || code == "EDQUOT" || reason.contains("ENOSPC") {
         return InstallError::DiskFull(reason);

@@ -187,7 +187,8 @@ impl Publisher {
         if let Some(key) = &key
             && let Some(version) = shared.store.version_by_publish_key(&request.app, key).await?
         {
-            progress.say("activate", &format!("version {} was published with this idempotency_key before", version.number));
+            progress
+                .say("activate", &format!("version {} was published with this idempotency_key before", version.number));
             return Ok(version);
         }
         let mut version = draft(&request.app, &project, shared.installer.node_version());
@@ -202,7 +203,8 @@ impl Publisher {
                 base: request.base,
             })
             .await?;
-        let build = self.build(&project, &built, version.clone(), &deps_digest, request.activate, request.base, progress);
+        let build =
+            self.build(&project, &built, version.clone(), &deps_digest, request.activate, request.base, progress);
         let result = tokio::select! {
             result = build => result,
             () = shared.stop.cancelled() => Err(Error::Draining),
@@ -434,7 +436,10 @@ fn warn_of_limits(project: &Project, progress: &Progress) {
         limits.egress != default.egress,
     ];
     for (name, _) in LIMITS_NOT_ENFORCED.iter().zip(set).filter(|(_, set)| *set) {
-        progress.say("validate", &format!("warning: limits.{name} is recorded, but this service's sandbox does not enforce it"));
+        progress.say(
+            "validate",
+            &format!("warning: limits.{name} is recorded, but this service's sandbox does not enforce it"),
+        );
     }
 }
 
@@ -480,7 +485,11 @@ fn manifest(
     let renamed = built.units.iter().filter(|unit| unit.source != unit.emitted || unit.map.is_some());
     let settings = (&project.functions, &project.limits);
     Manifest {
-        files: built.files.iter().map(|(path, content)| (path.clone(), blake3::hash(content).to_hex().to_string())).collect(),
+        files: built
+            .files
+            .iter()
+            .map(|(path, content)| (path.clone(), blake3::hash(content).to_hex().to_string()))
+            .collect(),
         units: renamed
             .map(|unit| artifacts::Unit {
                 source: unit.source.clone(),

@@ -306,13 +306,11 @@ impl Driver {
         match protocol::parse(frame) {
             Ok(Inbound::Ready { node }) => self.ready(&node),
             Ok(Inbound::Log { id, level, text, at_ms }) => self.log_console(id.as_deref(), level, &text, at_ms),
-            Ok(Inbound::Fault(failure)) => {
+            Ok(Inbound::Fault { failure, exiting }) => {
                 let failure = self.cleaned(failure);
-                self.sink.system(
-                    &Origin::default(),
-                    LogLevel::Error,
-                    &format!("uncaught after its invocation ended: {failure}"),
-                );
+                let text = format!("uncaught after its invocation ended: {failure}");
+                self.sink.system(&Origin::default(), LogLevel::Error, &text);
+                if exiting { self.leave() } else { self.stop() }
             }
             Ok(Inbound::Response { id, body }) => self.respond(&id, body),
             Err(err) => self.kill(KillCause::Protocol(err.to_string())),
@@ -406,13 +404,13 @@ impl Driver {
                 &format!("the handler settled after its timeout, {late} ms after it began"),
             );
         }
-        let on_free = entry.on_free.take();
-        if leaving {
-            self.held.extend(on_free);
-            return self.leave();
+        match entry.on_free.take() {
+            Some(on_free) if !leaving && matches!(self.phase, Phase::Serving) => on_free(Some(usage)),
+            // It takes no other job: its slot stays taken until it is gone.
+            on_free => self.held.extend(on_free),
         }
-        if let Some(on_free) = on_free {
-            on_free(Some(usage));
+        if leaving {
+            self.leave();
         }
         self.shut_down_if_idle();
     }

@@ -84,10 +84,24 @@ pub fn shutdown(id: &str) -> Vec<u8> {
 /// What a worker said.
 #[derive(Debug)]
 pub enum Inbound<'a> {
-    Ready { node: String },
-    Log { id: Option<Cow<'a, str>>, level: LogLevel, text: String, at_ms: u64 },
-    Fault(FunctionFailure),
-    Response { id: Cow<'a, str>, body: Response<'a> },
+    Ready {
+        node: String,
+    },
+    Log {
+        id: Option<Cow<'a, str>>,
+        level: LogLevel,
+        text: String,
+        at_ms: u64,
+    },
+    /// `exiting`: what it has not answered by now it never began.
+    Fault {
+        failure: FunctionFailure,
+        exiting: bool,
+    },
+    Response {
+        id: Cow<'a, str>,
+        body: Response<'a>,
+    },
 }
 
 #[derive(Debug)]
@@ -144,6 +158,7 @@ struct LogParams<'a> {
 #[derive(Deserialize)]
 struct FaultParams {
     failure: WireFailure,
+    exiting: bool,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -166,7 +181,13 @@ impl From<WireFailure> for FunctionFailure {
             "COLLATERAL" => FailureKind::Collateral,
             _ => FailureKind::Thrown,
         };
-        Self { kind, name: cut(wire.name), message: cut(wire.message), stack: cut(wire.stack), code: cut(wire.code.unwrap_or_default()) }
+        Self {
+            kind,
+            name: cut(wire.name),
+            message: cut(wire.message),
+            stack: cut(wire.stack),
+            code: cut(wire.code.unwrap_or_default()),
+        }
     }
 }
 
@@ -201,7 +222,7 @@ pub fn parse(frame: &[u8]) -> Result<Inbound<'_>, serde_json::Error> {
         }
         (Some("fault"), None) => {
             let fault: FaultParams = serde_json::from_str(params())?;
-            Ok(Inbound::Fault(fault.failure.into()))
+            Ok(Inbound::Fault { failure: fault.failure.into(), exiting: fault.exiting })
         }
         (None, Some(id)) => {
             let body = match (envelope.result, envelope.error) {

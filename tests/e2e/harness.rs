@@ -147,7 +147,9 @@ impl TestServer {
     fn is_unexpected(&self, line: &str) -> bool {
         let grave = line.contains(" WARN ") || line.contains(" ERROR ");
         let known = |text: &&str| line.contains(*text);
-        grave && !ALWAYS_LOGGED.iter().any(|text| known(text)) && !self.expected.iter().any(|text| line.contains(text.as_str()))
+        grave
+            && !ALWAYS_LOGGED.iter().any(|text| known(text))
+            && !self.expected.iter().any(|text| line.contains(text.as_str()))
     }
 
     pub fn invocations(&self) -> InvocationServiceClient<Channel> {
@@ -264,7 +266,9 @@ pub async fn wait_until<F: Future<Output = bool>>(what: &str, mut condition: imp
 
 /// Between two looks at a condition.
 async fn pause() {
-    tokio::time::interval_at(tokio::time::Instant::now() + Duration::from_millis(10), Duration::from_secs(1)).tick().await;
+    tokio::time::interval_at(tokio::time::Instant::now() + Duration::from_millis(10), Duration::from_secs(1))
+        .tick()
+        .await;
 }
 
 /// A publish request for these files.

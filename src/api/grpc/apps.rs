@@ -31,7 +31,10 @@ impl AppService for Apps {
         Ok(Response::new(proto::GetAppResponse { app: Some(app) }))
     }
 
-    async fn list_apps(&self, request: Request<proto::ListAppsRequest>) -> Result<Response<proto::ListAppsResponse>, Status> {
+    async fn list_apps(
+        &self,
+        request: Request<proto::ListAppsRequest>,
+    ) -> Result<Response<proto::ListAppsResponse>, Status> {
         let request = request.into_inner();
         let size = page_size(request.page_size)?;
         let after: Option<AppId> = page_token(&request.page_token)?;
@@ -44,7 +47,10 @@ impl AppService for Apps {
         Ok(Response::new(proto::ListAppsResponse { apps, next_page_token }))
     }
 
-    async fn update_app(&self, request: Request<proto::UpdateAppRequest>) -> Result<Response<proto::UpdateAppResponse>, Status> {
+    async fn update_app(
+        &self,
+        request: Request<proto::UpdateAppRequest>,
+    ) -> Result<Response<proto::UpdateAppResponse>, Status> {
         let request = request.into_inner();
         let app: AppId = request.app_id.parse()?;
         if request.description.as_ref().is_some_and(|text| text.len() > DESCRIPTION_BYTES_MAX) {
@@ -67,7 +73,10 @@ impl AppService for Apps {
         Ok(Response::new(proto::UpdateAppResponse { app: Some(self.shown(app).await?) }))
     }
 
-    async fn delete_app(&self, request: Request<proto::DeleteAppRequest>) -> Result<Response<proto::DeleteAppResponse>, Status> {
+    async fn delete_app(
+        &self,
+        request: Request<proto::DeleteAppRequest>,
+    ) -> Result<Response<proto::DeleteAppResponse>, Status> {
         self.0.accept()?;
         let app: AppId = request.into_inner().app_id.parse()?;
         self.0.publisher.delete_app(&app).await?;

@@ -103,7 +103,9 @@ impl InvocationService for Invocations {
         let last = match request.tail_lines {
             0 => TAIL_LINES,
             1..=TAIL_LINES_MAX => request.tail_lines,
-            more => return Err(invalid("INVALID_TAIL_LINES", format!("tail_lines is {more}: at most {TAIL_LINES_MAX}"))),
+            more => {
+                return Err(invalid("INVALID_TAIL_LINES", format!("tail_lines is {more}: at most {TAIL_LINES_MAX}")));
+            }
         };
         let filter = LogFilter {
             trigger_type: self.trigger_filter(&request.trigger_type)?,

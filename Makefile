@@ -1,0 +1,30 @@
+# Each target does all of its own set-up on a machine with Rust, Node.js >= 20 with npm, and a C compiler.
+
+.PHONY: demo test test-shim lint doc bench check-tools
+
+## Publish examples/login into a service of its own, invoke its functions, show what happened.
+demo: check-tools
+	cargo build --locked --bin chatfn
+	cargo run --locked --quiet --bin chatfn -- demo examples/login
+
+## All tests: the shim's, then the crate's (unit, architecture, end to end).
+test: check-tools test-shim
+	cargo test --locked
+
+test-shim: check-tools
+	node --test node-shim/test/*.test.js
+
+## What CI refuses: formatting, lints, broken documentation.
+lint: check-tools
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+
+doc: check-tools
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
+
+## The frame codec; for whole services see `chatfn bench --help`.
+bench: check-tools
+	cargo bench --locked --bench codec
+
+check-tools:
+	@scripts/check-tools
