@@ -33,7 +33,7 @@ pub struct History {
 }
 
 enum Message {
-    Item(HistoryItem),
+    Item(Box<HistoryItem>),
     Flush(oneshot::Sender<()>),
 }
 
@@ -57,7 +57,7 @@ impl History {
     }
 
     fn put(&self, item: HistoryItem) {
-        if self.items.try_send(Message::Item(item)).is_err() {
+        if self.items.try_send(Message::Item(Box::new(item))).is_err() {
             let dropped = self.dropped.fetch_add(1, Ordering::Relaxed) + 1;
             if dropped.is_power_of_two() {
                 tracing::warn!(dropped, "the history is behind: invocations are missing from it");
@@ -144,7 +144,7 @@ impl Writer {
 
     fn take_item(&mut self, message: Option<Message>, flush: &mut Vec<oneshot::Sender<()>>) -> bool {
         match message {
-            Some(Message::Item(item)) => self.batch.push(item),
+            Some(Message::Item(item)) => self.batch.push(*item),
             Some(Message::Flush(done)) => flush.push(done),
             None => return false,
         }

@@ -233,8 +233,8 @@ fn find_token(text: &str, range: Range<usize>, token: char) -> Option<usize> {
         }
         at += if rest.starts_with("//") {
             rest.find(['\n', '\r', '\u{2028}', '\u{2029}']).unwrap_or(rest.len())
-        } else if rest.starts_with("/*") {
-            rest[2..].find("*/").map_or(rest.len(), |end| end + 4)
+        } else if let Some(comment) = rest.strip_prefix("/*") {
+            comment.find("*/").map_or(rest.len(), |end| end + 4)
         } else {
             rest.chars().next().map_or(1, char::len_utf8)
         };

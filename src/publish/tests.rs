@@ -189,7 +189,7 @@ fn enums_namespaces_and_parameter_properties_are_transformed_with_a_map() {
     assert_eq!(node(&files, FUNCTION, "m.handleEvent()"), "5,2,3,4");
     let built = built(&files);
     let unit = built.unit(FUNCTION).expect("a unit");
-    let map = SourceMap::parse(unit.map.as_ref().expect("a map")).expect("parses");
+    let map = crate::artifacts::SourceMap::parse(unit.map.as_ref().expect("a map")).expect("parses");
     let emitted = text(&built, &unit.emitted);
     let (line, content) = emitted.lines().enumerate().find(|(_, line)| line.contains("throw")).expect("there");
     let column = content.find("throw").expect("there") + 1;

@@ -92,7 +92,7 @@ impl Sink {
             let now = SystemTime::now();
             // A worker cannot date its lines into another hour.
             let claimed = UNIX_EPOCH + Duration::from_millis(at_ms.min(u64::from(u32::MAX) * 1000));
-            let near = now.duration_since(claimed).map_or(false, |age| age < Duration::from_secs(60));
+            let near = now.duration_since(claimed).is_ok_and(|age| age < Duration::from_secs(60));
             self.send(origin, level, LogSource::Console, text, if near { claimed } else { now });
         }
     }

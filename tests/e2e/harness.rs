@@ -147,9 +147,7 @@ impl TestServer {
     fn is_unexpected(&self, line: &str) -> bool {
         let grave = line.contains(" WARN ") || line.contains(" ERROR ");
         let known = |text: &&str| line.contains(*text);
-        grave
-            && !ALWAYS_LOGGED.iter().any(|text| known(text))
-            && !self.expected.iter().any(|text| line.contains(text.as_str()))
+        grave && !ALWAYS_LOGGED.iter().any(known) && !self.expected.iter().any(|text| line.contains(text.as_str()))
     }
 
     pub fn invocations(&self) -> InvocationServiceClient<Channel> {
