@@ -117,6 +117,7 @@ impl Service {
             publish_settings(config),
         );
         publisher.recover().await?;
+        serving.preload().await?;
         let listener =
             TcpListener::bind(config.listen).await.with_context(|| format!("listen on {}", config.listen))?;
         let address = listener.local_addr()?;

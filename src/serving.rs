@@ -105,6 +105,23 @@ impl Serving {
         }
     }
 
+    /// Loads the active versions that keep workers warm, so that those start now and not with the first event.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub async fn preload(&self) -> Result<(), Error> {
+        let active: Vec<_> = self.routes().active.iter().map(|(app, number)| (app.clone(), *number)).collect();
+        for (app, number) in active {
+            let version = self.shared.store.version(&app, number).await?;
+            if version.is_some_and(|version| version.limits.workers_min > 0)
+                && let Err(err) = self.load(&app, number).await
+            {
+                tracing::error!(%app, version = %number, %err, "failed to load an active version");
+            }
+        }
+        Ok(())
+    }
+
     /// A version by number, active or not.
     ///
     /// # Errors

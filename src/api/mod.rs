@@ -23,6 +23,8 @@ pub use auth::OperatorToken;
 
 /// Room for the envelope around an event or a result.
 const ENVELOPE_BYTES: usize = 1 << 20;
+/// How much too large an event may be and still be refused with a reason of ours, not by tonic.
+const TOO_LARGE_BYTES: usize = 16 << 20;
 /// An event with its result and a full log.
 const HISTORY_BYTES_MAX: usize = 256 << 20;
 
@@ -55,8 +57,8 @@ pub fn routes(services: Services, token: Option<OperatorToken>) -> Routes {
     let limits = services.limits;
     let drain = services.drain.clone();
     let invocations = InvocationServiceServer::new(grpc::Invocations(Arc::clone(&services)))
-        // A little more than allowed gets in, so that the answer can say what the limit is.
-        .max_decoding_message_size(limits.event_bytes_max * 2 + ENVELOPE_BYTES)
+        // More than allowed gets in, so that the answer can say what the limit is.
+        .max_decoding_message_size(limits.event_bytes_max + TOO_LARGE_BYTES)
         .max_encoding_message_size(HISTORY_BYTES_MAX.max(limits.result_bytes_max + ENVELOPE_BYTES));
     let versions = VersionServiceServer::new(grpc::Versions(Arc::clone(&services)))
         .max_decoding_message_size(limits.publish_bytes_max + ENVELOPE_BYTES);

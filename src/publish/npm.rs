@@ -242,7 +242,6 @@ fn install_arguments(mode: Mode) -> Vec<String> {
         "--loglevel=http",
         "--color=false",
         "--logs-max=0",
-        "--install-links=true",
         // A registry that is away is noticed within seconds, one that stutters is given a chance.
         "--fetch-retries=2",
         "--fetch-retry-mintimeout=500",

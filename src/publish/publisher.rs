@@ -25,6 +25,9 @@ use super::npm::InstallError;
 use super::progress::{Progress, Step};
 use super::{Built, InvalidSpec, Project, ProjectSpec, SourceLimits, transpile};
 
+/// At a time.
+const TRANSPILES_MAX: usize = 2;
+
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// Publishes that may wait for their turn.
@@ -114,6 +117,8 @@ struct Shared {
     /// One change at a time for each app.
     apps: Mutex<HashMap<AppId, Arc<tokio::sync::Mutex<()>>>>,
     builds: Semaphore,
+    /// A hostile source can cost the transpiler seconds and hundreds of MiB (see `prescan.rs`).
+    transpiles: Semaphore,
     waiting: AtomicUsize,
     running: TaskTracker,
     stop: CancellationToken,
@@ -138,6 +143,7 @@ impl Publisher {
             settings,
             apps: Mutex::default(),
             builds,
+            transpiles: Semaphore::new(TRANSPILES_MAX),
             waiting: AtomicUsize::new(0),
             running: TaskTracker::new(),
             stop: CancellationToken::new(),
@@ -236,6 +242,7 @@ impl Publisher {
     }
 
     async fn compile(&self, spec: ProjectSpec, progress: &Progress) -> Result<(Project, Built), Error> {
+        let _turn = self.shared.transpiles.acquire().await.map_err(|_| Error::Draining)?;
         let shared = Arc::clone(&self.shared);
         let progress = progress.clone();
         let compiled = tokio::task::spawn_blocking(move || {

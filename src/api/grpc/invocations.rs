@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::stream;
-use tokio::sync::broadcast::{self, error::RecvError};
+use tokio::sync::broadcast::{self, error::RecvError, error::TryRecvError};
 use tokio::time::Instant;
 use tokio_stream::StreamExt;
 use tonic::metadata::MetadataMap;
@@ -113,9 +113,11 @@ impl InvocationService for Invocations {
             min_level: convert::level_filter(request.level)?,
             version: (request.version != 0).then_some(VersionNumber(request.version)),
         };
-        // Subscribed before the stored lines are read, so that none falls in between; flushed, so that none comes twice.
+        // Subscribed before the stored lines are read, so that none falls in between. What came until the flush is stored: it is
+        // dropped here. A line that is stored between the flush and the read may come twice; none is missing.
+        let mut live = self.0.history.follow();
         self.0.history.flush().await;
-        let live = self.0.history.follow();
+        while !matches!(live.try_recv(), Err(TryRecvError::Empty | TryRecvError::Closed)) {}
         let stored = self.0.store.logs(&app.id, filter.clone(), last).await?;
         let shown = |line| Ok(proto::TailLogsResponse { entry: Some(convert::log_entry(line)) });
         let stored = stream::iter(stored).map(shown);
