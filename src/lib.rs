@@ -9,6 +9,11 @@
 //!
 //! Imports point downwards: `cli, api → dispatch → invoke, publish → serving → pool → worker → sandbox → model`.
 
+#![allow(
+    rustdoc::private_intra_doc_links,
+    reason = "these docs are for those who read the code; they are built with private items"
+)]
+
 pub mod api;
 pub mod artifacts;
 pub mod cli;

@@ -63,12 +63,19 @@ pub fn routes(services: Services, token: Option<OperatorToken>) -> Routes {
     let versions = VersionServiceServer::new(grpc::Versions(Arc::clone(&services)))
         .max_decoding_message_size(limits.publish_bytes_max + ENVELOPE_BYTES);
     let apps = AppServiceServer::new(grpc::Apps(services));
-    let reflection = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        .build_v1()
-        .expect("the descriptors were compiled with this program");
-    let guarded = Routes::new(invocations).add_service(versions).add_service(apps).add_service(reflection);
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    // Many clients (Python's, older grpcurl) still ask for v1alpha.
+    let reflection_v1 = reflection().build_v1().expect("the descriptors were compiled with this program");
+    let reflection_v1alpha = reflection().build_v1alpha().expect("the descriptors were compiled with this program");
+    let guarded = Routes::new(invocations)
+        .add_service(versions)
+        .add_service(apps)
+        .add_service(reflection_v1)
+        .add_service(reflection_v1alpha);
     let guarded = auth::guard(guarded.prepare().into_axum_router(), token);
     let open = Routes::new(drain.health_service()).prepare().into_axum_router();
     Routes::from(http::router(drain).merge(open.reset_fallback()).merge(guarded))

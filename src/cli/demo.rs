@@ -26,7 +26,7 @@ const PROJECT_FILES_MAX: usize = 500;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The project: sources, package.json, and a sample event for each trigger type in events/<TriggerType>.json
+    /// The project: sources, package.json, and a sample event for each trigger type in events/, named `TriggerType.json`
     #[arg(default_value = "examples/login")]
     project: PathBuf,
 }
