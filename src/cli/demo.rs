@@ -186,7 +186,7 @@ fn read_project(project: &Path) -> anyhow::Result<BTreeMap<String, Bytes>> {
         for entry in std::fs::read_dir(&directory).with_context(|| format!("read {}", directory.display()))? {
             let path = entry?.path();
             let relative = path.strip_prefix(project)?.to_str().context("a file name is not UTF-8")?.to_owned();
-            if ["node_modules", "events", ".git"].contains(&relative.as_str()) {
+            if ["node_modules", "events", ".git", "README.md"].contains(&relative.as_str()) {
                 continue;
             }
             if path.is_dir() {
