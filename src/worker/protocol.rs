@@ -258,7 +258,7 @@ struct InvokeResult<'a> {
 
 #[derive(Deserialize)]
 struct WireOutcome<'a> {
-    #[serde(borrow, default)]
+    #[serde(borrow, default, deserialize_with = "present")]
     value: Option<&'a RawValue>,
     #[serde(borrow, default)]
     denied: Option<WireDenial<'a>>,
@@ -272,8 +272,13 @@ struct WireDenial<'a> {
     reason: String,
     #[serde(default)]
     code: String,
-    #[serde(borrow, default)]
+    #[serde(borrow, default, deserialize_with = "present")]
     data: Option<&'a RawValue>,
+}
+
+/// `null` is a value; only a field that is not there is `None`.
+fn present<'de: 'a, 'a, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<&'a RawValue>, D::Error> {
+    <&RawValue>::deserialize(deserializer).map(Some)
 }
 
 #[derive(Default, Deserialize)]
