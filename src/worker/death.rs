@@ -21,11 +21,7 @@ pub fn failure(exit: &Exit, stderr_tail: &str, memory_bytes: u64) -> FunctionFai
         ExitStatus::Signal(_) | ExitStatus::Code(_) if is_out_of_memory(exit, stderr_tail) => (
             FailureKind::OutOfMemory,
             "OutOfMemory",
-            format!(
-                "the worker ran out of memory: its limit is {} MiB (limits.memory_bytes), its peak was {} MiB",
-                memory_bytes >> 20,
-                exit.peak_memory_bytes >> 20
-            ),
+            format!("the worker ran out of memory: {}", memory(memory_bytes, exit.peak_memory_bytes)),
         ),
         ExitStatus::Signal(signal) => {
             let name = signal_name(signal);
@@ -43,6 +39,12 @@ pub fn failure(exit: &Exit, stderr_tail: &str, memory_bytes: u64) -> FunctionFai
         ExitStatus::Unknown => (FailureKind::Crashed, "WorkerCrashed", "the worker ended; nobody saw how".to_owned()),
     };
     FunctionFailure::new(kind, name, message)
+}
+
+/// What somebody who ran out of memory wants to know.
+pub fn memory(limit_bytes: u64, peak_bytes: u64) -> String {
+    let (limit, peak) = (limit_bytes >> 20, peak_bytes >> 20);
+    format!("its limit is {limit} MiB (limits.memory_bytes), its peak was {peak} MiB")
 }
 
 /// V8 aborts with SIGABRT, or dies of SIGTRAP or SIGSEGV on the way, and says why first.

@@ -383,7 +383,14 @@ impl Driver {
             Response::Error { message, .. } => Err(message),
         };
         let (outcome, usage) = match parsed {
-            Ok((Outcome::Failed(failure), usage)) => (Outcome::Failed(self.cleaned(failure)), usage),
+            Ok((Outcome::Failed(failure), usage)) => {
+                let mut failure = self.cleaned(failure);
+                if failure.kind == FailureKind::OutOfMemory {
+                    let memory = death::memory(self.program.limits.memory_bytes, usage.peak_memory_bytes);
+                    failure.message = format!("{} (the worker: {memory})", failure.message);
+                }
+                (Outcome::Failed(failure), usage)
+            }
             Ok(parsed) => parsed,
             Err(problem) => return self.kill(KillCause::Protocol(problem)),
         };
