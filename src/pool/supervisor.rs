@@ -292,7 +292,7 @@ async fn live(config: Arc<worker::Config>, program: Arc<Program>, news: mpsc::Se
         Err(err) => Some(err),
     };
     worker.ended().await;
-    if let Some(err) = failed {
+    if let Some(err) = failed.filter(|err| !matches!(err, worker::StartError::Stopped)) {
         if matches!(err, worker::StartError::Broken(_)) {
             tracing::warn!(app = %program.app, version = %program.version, %err, "a worker did not start");
         }

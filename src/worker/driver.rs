@@ -555,6 +555,9 @@ impl Driver {
         let tail = String::from_utf8_lossy(&self.io.stderr_tail).into_owned();
         let end = death::failure(exit, &tail, self.program.limits.memory_bytes);
         match std::mem::replace(&mut self.phase, Phase::Stopping) {
+            Phase::Booting { started, .. } | Phase::Initializing { started, .. } if self.unwanted() => {
+                let _ = started.send(Err(StartError::Stopped));
+            }
             Phase::Booting { started, .. } => {
                 let _ = started.send(Err(StartError::Broken(format!("Node ended before it was ready: {end}"))));
             }
@@ -591,6 +594,11 @@ impl Driver {
         if let Err(err) = self.scratch.close() {
             tracing::warn!(%err, "failed to remove a worker's temporary directory");
         }
+    }
+
+    /// We ended it, and for no fault of its own.
+    fn unwanted(&self) -> bool {
+        matches!(self.killed, Some(KillCause::Start | KillCause::Stop))
     }
 
     /// What those are told who had no answer when the worker ended.

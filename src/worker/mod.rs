@@ -100,6 +100,9 @@ pub enum StartError {
     /// The machine or the service failed.
     #[error("start a worker: {0}")]
     Broken(String),
+    /// Nobody wanted it any more.
+    #[error("the worker was stopped before it was ready")]
+    Stopped,
 }
 
 impl StartError {
@@ -108,6 +111,7 @@ impl StartError {
         match self {
             Self::Init(failure) => failure,
             Self::Broken(reason) => FunctionFailure::new(FailureKind::InitFailed, "WorkerNotStarted", reason),
+            Self::Stopped => FunctionFailure::new(FailureKind::Collateral, "WorkerStopped", self.to_string()),
         }
     }
 }
