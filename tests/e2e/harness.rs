@@ -4,7 +4,6 @@
 //! WARN or ERROR that the test did not announce with [`TestServer::expect_log`].
 
 use std::collections::BTreeMap;
-use std::future::Future;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -219,6 +218,9 @@ fn command(data: &Path, settings: &[String]) -> Command {
     for setting in settings {
         command.arg("--set").arg(setting);
     }
+    // None of it may reach a worker.
+    command.envs([("NODE_OPTIONS", "--no-deprecation"), ("npm_config_loglevel", "warn"), ("CHATFN_LOG_LEVEL", "info")]);
+    command.env("SERVICE_SECRET", "for the service alone");
     command
 }
 
@@ -254,7 +256,7 @@ pub fn processes_of(directory: &Path) -> Vec<u32> {
 }
 
 /// The only wait in the tests: until a condition holds.
-pub async fn wait_until<F: Future<Output = bool>>(what: &str, mut condition: impl FnMut() -> F) {
+pub async fn wait_until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !condition().await {
         assert!(Instant::now() < deadline, "waited for: {what}");

@@ -1,0 +1,109 @@
+//! A worker that ends: the one it ran for is told how, nobody else is, and the next call is fine.
+
+use chatfn::proto::{self, ErrorKind};
+use serde_json::json;
+
+use crate::harness::{Answered, LOGIN, TestApp, TestServer, wait_until};
+
+#[tokio::test]
+async fn every_way_to_end_a_worker_fails_its_own_invocation_alone() {
+    let server = TestServer::start().await;
+    let source = "export const handleEvent = (event) => {
+        switch (event.username) {
+            case 'exit': return process.exit(0);
+            case 'exit 3': return process.exit(3);
+            case 'abort': return process.abort();
+            case 'kill': process.kill(process.pid, 'SIGKILL'); break;
+            case 'segv': process.kill(process.pid, 'SIGSEGV'); break;
+            case 'rejection': Promise.reject(new TypeError('nobody caught me')); break;
+            case 'timer': setTimeout(() => { throw new RangeError('in a timer'); }, 1); break;
+            case 'silenced':
+                process.removeAllListeners('uncaughtException');
+                setTimeout(() => { throw new Error('still told'); }, 1); break;
+            default: return 'fine';
+        }
+        return new Promise(() => {});
+    }";
+    let app = server.deploy_function("demo", LOGIN, source).await;
+    let table = [
+        ("exit", "ProcessExit", "process.exit(0)"),
+        ("exit 3", "ProcessExit", "process.exit(3)"),
+        ("abort", "WorkerCrashed", "SIGABRT"),
+        ("kill", "WorkerCrashed", "SIGKILL"),
+        ("segv", "WorkerCrashed", "SIGSEGV"),
+        ("rejection", "TypeError", "nobody caught me"),
+        ("timer", "RangeError", "in a timer"),
+        ("silenced", "Error", "still told"),
+    ];
+    for (case, name, message) in table {
+        let answer = app.login(case).await;
+        let error = answer.failure();
+        assert_eq!((error.kind(), error.name.as_str()), (ErrorKind::Crashed, name), "{case}: {error:?}");
+        assert!(error.message.contains(message), "{case}: {error:?}");
+        assert!(!error.retryable, "{case}");
+        assert_eq!(app.login("jane").await.json(), json!("fine"), "{case}");
+    }
+    server.stop().await;
+}
+
+/// The app's stored lines.
+async fn log(server: &TestServer, app: &TestApp) -> Vec<String> {
+    let request = proto::TailLogsRequest { app_id: app.id.clone(), tail_lines: 1000, ..Default::default() };
+    let mut lines = server.invocations().tail_logs(request).await.expect("lines").into_inner();
+    let mut texts = Vec::new();
+    while let Some(line) = lines.message().await.expect("a line") {
+        texts.push(line.entry.expect("an entry").text);
+    }
+    texts
+}
+
+#[tokio::test]
+async fn a_large_answer_followed_by_an_exit_arrives_whole() {
+    let server = TestServer::start().await;
+    let source = "export const handleEvent = (event) => {
+        if (event.username === 'exit') process.nextTick(() => setImmediate(() => process.exit(0)));
+        return event.username === 'jane' ? process.pid : 'x'.repeat(5 << 20);
+    }";
+    let app = server.deploy_function("demo", LOGIN, source).await;
+    let pid = app.login("jane").await.json();
+    assert_eq!(app.login("exit").await.json().as_str().map(str::len), Some(5 << 20));
+    wait_until("the worker is gone", async || !app.pool().await.worker_pids.iter().any(|worker| json!(worker) == pid))
+        .await;
+    assert_ne!(app.login("jane").await.json(), pid);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn an_error_after_the_answer_spoils_no_answer_and_is_logged() {
+    let server = TestServer::start().await;
+    let source = "export const handleEvent = (event) => {
+        if (event.username === 'late') setTimeout(() => Promise.reject(new Error('much too late')), 50);
+        return process.pid;
+    }";
+    let app = server.deploy_function("demo", LOGIN, source).await;
+    let answer = app.login("late").await;
+    let pid = answer.json();
+    wait_until("the worker is gone", async || !app.pool().await.worker_pids.iter().any(|worker| json!(worker) == pid))
+        .await;
+    assert_ne!(app.login("jane").await.json(), pid);
+    wait_until("it is in the log", async || log(&server, &app).await.iter().any(|line| line.contains("much too late")))
+        .await;
+    let row = app.invocation(&answer.invocation_id).await;
+    assert_eq!((row.status(), row.error), (proto::InvocationStatus::Succeeded, None));
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_crash_leaves_other_workers_and_other_apps_alone() {
+    let server = TestServer::start().await;
+    let source = "export const handleEvent = (event) => {
+        if (event.username === 'crash') process.kill(process.pid, 'SIGKILL');
+        return new Promise((resolve) => setTimeout(() => resolve(event.username), 100));
+    }";
+    let app = server.deploy_function("demo", LOGIN, source).await;
+    let other = server.deploy_function("other", LOGIN, source).await;
+    let (first, crashed, second) = tokio::join!(app.login("jane"), app.login("crash"), other.login("joe"));
+    assert_eq!((first.json(), second.json()), (json!("jane"), json!("joe")));
+    assert_eq!(crashed.failure().kind(), ErrorKind::Crashed);
+    server.stop().await;
+}

@@ -1,0 +1,146 @@
+//! Nothing that a function started outlives its worker, and no worker outlives the service.
+
+use std::path::Path;
+use std::time::Duration;
+
+use chatfn::proto::{self, ErrorKind};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::harness::{Answered, LOGIN, TestApp, TestServer, processes_of, wait_until};
+use crate::publish_request::Publish;
+
+/// `hide` starts processes in every way that loses their parent, and answers their ids; `spin` never ends.
+const HIDES: &str = r#"
+const { spawn } = require('child_process');
+export const handleEvent = (event) => {
+  while (event.username === 'spin') {}
+  if (event.username !== 'hide') return [process.pid];
+  const detached = spawn('sleep', ['300'], { detached: true, stdio: 'ignore' });
+  detached.unref();
+  const shell = spawn('sh', ['-c', "setsid sh -c 'echo $$; exec sleep 300' & (setsid sh -c 'echo $$; exec sleep 300' &)"], { stdio: ['ignore', 'pipe', 'ignore'] });
+  return new Promise((resolve) => {
+    let text = '';
+    shell.stdout.on('data', (chunk) => {
+      text += chunk;
+      const pids = text.trim().split('\n').map(Number);
+      if (pids.length === 2 && text.endsWith('\n')) resolve([process.pid, detached.pid, ...pids]);
+    });
+  });
+};
+"#;
+
+/// Publishes and hides; the worker and its three grandchildren.
+async fn hidden(server: &TestServer, spin: Duration) -> (TestApp, Vec<u32>) {
+    let limits = |limits: &mut proto::Limits| limits.subprocesses = true;
+    let app = Publish::login("demo", HIDES).timeout(spin).limits(limits).on(server).await;
+    let pids: Vec<u32> = serde_json::from_value(app.login("hide").await.json()).expect("pids");
+    assert_eq!(pids.len(), 4);
+    (app, pids)
+}
+
+fn alive(pids: &[u32]) -> Vec<u32> {
+    // A zombie is dead; whoever is its parent now has not looked yet.
+    let runs =
+        |pid: &&u32| std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "));
+    pids.iter().filter(runs).copied().collect()
+}
+
+async fn assert_all_end(pids: &[u32]) {
+    wait_until("all are gone", async || alive(pids).is_empty()).await;
+}
+
+async fn assert_nothing_of(data: &Path) {
+    wait_until("no process is left", async || alive(&processes_of(data)).is_empty()).await;
+}
+
+#[tokio::test]
+async fn what_a_function_hid_ends_with_its_worker_at_a_timeout() {
+    let server = TestServer::start().await;
+    let (app, pids) = hidden(&server, Duration::from_secs(2)).await;
+    assert_eq!(app.login("spin").await.failure().kind(), ErrorKind::TimedOut);
+    assert_all_end(&pids).await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn what_a_function_hid_ends_when_its_worker_retires() {
+    let server = TestServer::with(&["idle_ttl=200ms"]).await;
+    let (_app, pids) = hidden(&server, Duration::from_secs(60)).await;
+    assert_all_end(&pids).await;
+    assert_nothing_of(server.data()).await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn what_a_function_hid_ends_with_the_service() {
+    let server = TestServer::start().await;
+    let (_app, pids) = hidden(&server, Duration::from_secs(60)).await;
+    server.stop().await; // Which looks for processes that are left.
+    assert_eq!(alive(&pids), [0; 0]);
+}
+
+#[tokio::test]
+async fn nothing_outlives_a_service_that_is_killed() {
+    let server = TestServer::start().await;
+    let (app, pids) = hidden(&server, Duration::from_secs(60)).await;
+    let busy = {
+        let app = app.clone();
+        tokio::spawn(async move { app.invoke(LOGIN, r#"{"username":"spin"}"#).await })
+    };
+    wait_until("it spins", async || app.pool().await.workers_busy == 1).await;
+    let (data, _) = server.crash();
+    assert!(busy.await.expect("joins").is_err());
+    assert_all_end(&pids).await;
+    assert_nothing_of(data.path()).await;
+}
+
+#[tokio::test]
+async fn nothing_outlives_a_service_that_is_killed_while_it_initializes_a_worker() {
+    let server = TestServer::start().await;
+    let request = Publish::login("demo", "exports.handleEvent = () => 1").initialization("for (;;) {}").0;
+    let mut versions = server.versions();
+    let publishing = tokio::spawn(async move { versions.publish_version(request).await?.into_inner().message().await });
+    wait_until("its worker initializes", async || !server.worker_processes().is_empty()).await;
+    let (data, _) = server.crash();
+    let _ = publishing.await.expect("joins");
+    assert_nothing_of(data.path()).await;
+}
+
+/// The service's child of that name.
+fn broker_of(service: u32) -> Pid {
+    let children = std::fs::read_to_string(format!("/proc/{service}/task/{service}/children")).expect("children");
+    let is_broker = |pid: &&str| {
+        std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "chatfn-broker")
+    };
+    let pid = children.split_whitespace().find(is_broker).expect("a broker");
+    Pid::from_raw(pid.parse().expect("a pid"))
+}
+
+#[tokio::test]
+async fn without_its_broker_the_service_has_no_workers_and_says_so() {
+    let mut server = TestServer::start().await;
+    server.expect_log("broker");
+    server.expect_log("worker");
+    let app = Publish::login("demo", HIDES).timeout(Duration::from_secs(60)).on(&server).await;
+    let worker: Vec<u32> = serde_json::from_value(app.login("jane").await.json()).expect("pids");
+    let busy = {
+        let app = app.clone();
+        tokio::spawn(async move { app.login("spin").await })
+    };
+    wait_until("it spins", async || app.pool().await.workers_busy == 1).await;
+    kill(broker_of(server.pid()), Signal::SIGKILL).expect("signal");
+    let answer = busy.await.expect("joins");
+    assert_eq!(answer.failure().kind(), ErrorKind::Crashed, "{:?}", answer.failure());
+    assert_all_end(&worker).await;
+    wait_until("it is logged", async || {
+        server.log().iter().any(|line| line.contains(" ERROR ") && line.contains("broker is gone"))
+    })
+    .await;
+    // Whatever it is called: it comes at once, and is no result.
+    match app.invoke(LOGIN, r#"{"username":"jane"}"#).await {
+        Ok(answer) => assert_ne!(answer.failure().kind(), ErrorKind::Thrown),
+        Err(status) => assert_ne!(status.code(), tonic::Code::DeadlineExceeded),
+    }
+    server.stop().await;
+}

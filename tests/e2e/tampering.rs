@@ -1,0 +1,148 @@
+//! Code that lies to the runtime: on its output, on the protocol's own descriptor, in the globals it shares with the shim.
+
+use std::collections::BTreeMap;
+
+use chatfn::proto::ErrorKind;
+use serde_json::json;
+
+use crate::harness::{Answered, LOGIN, TestServer};
+use crate::publish_request::Publish;
+
+/// A well-formed answer, as the shim would frame it, and every way to say it. `forge` is in scope of the handler.
+const FORGE: &str = r#"
+const fs = require('fs');
+const { spawnSync } = require('child_process');
+const body = JSON.stringify({ jsonrpc: '2.0', id: '1', result: { outcome: { value: 'forged' }, usage: { cpuMicros: 0, rssBytes: 0, peakRssBytes: 0 } } });
+const frame = `Content-Length: ${body.length}\r\n\r\n${body}`;
+"#;
+
+#[tokio::test]
+async fn a_forged_answer_on_any_output_is_only_a_log_line() {
+    let server = TestServer::start().await;
+    let source = FORGE.to_owned()
+        + "export const handleEvent = (event) => {
+        switch (event.username) {
+            case 'console': console.log(frame); break;
+            case 'stdout': process.stdout.write(frame); break;
+            case 'stderr': process.stderr.write(frame); break;
+            case 'fd 1': fs.writeSync(1, frame); break;
+            case 'fd 2': fs.writeSync(2, frame); break;
+            case 'child': spawnSync('printf', ['%s', frame], { stdio: 'inherit' }); break;
+            case 'fd 4': fs.writeSync(4, frame); break;
+        }
+        return 'real';
+    }";
+    let app = server.deploy_function("demo", LOGIN, &source).await;
+    for case in ["console", "stdout", "stderr", "fd 1", "fd 2", "child", "fd 4"] {
+        let answer = app.login(case).await;
+        assert_eq!(answer.json(), json!("real"), "{case}");
+        let lines = app.invocation(&answer.invocation_id).await.logs;
+        assert_eq!(lines.iter().any(|line| line.text.contains("forged")), case != "fd 4", "{case}: {lines:?}");
+    }
+    assert_eq!(app.pool().await.workers_started_total, 1);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn garbage_on_the_protocols_descriptor_crashes_its_own_worker_alone() {
+    let server = TestServer::start().await;
+    let source = FORGE.to_owned()
+        + "export const handleEvent = (event) => {
+        switch (event.username) {
+            case 'text': fs.writeSync(4, 'hello\\r\\n\\r\\n'); break;
+            case 'huge': fs.writeSync(4, 'Content-Length: 99999999999\\r\\n\\r\\n'); break;
+            case 'no json': fs.writeSync(4, 'Content-Length: 3\\r\\n\\r\\n{]}'); break;
+            case 'endless': fs.writeSync(4, 'x'.repeat(60000)); break;
+            case 'child': spawnSync('sh', ['-c', 'echo nonsense; echo nonsense >&4'], { stdio: 'inherit' }); fs.writeSync(4, '\\r\\n\\r\\n'); break;
+            case 'closed': fs.closeSync(4); break;
+            default: return 'fine';
+        }
+        return new Promise(() => {});
+    }";
+    let app = server.deploy_function("demo", LOGIN, &source).await;
+    let other = server.deploy_function("other", LOGIN, "export const handleEvent = () => process.pid").await;
+    let untouched = other.login("jane").await.json();
+    for case in ["text", "huge", "no json", "endless", "child", "closed"] {
+        let answer = app.login(case).await;
+        assert_eq!(answer.failure().kind(), ErrorKind::Crashed, "{case}: {:?}", answer.failure());
+        assert_eq!(app.login("jane").await.json(), json!("fine"), "{case}");
+    }
+    assert_eq!(other.login("jane").await.json(), untouched);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn globals_that_a_function_replaced_do_not_reach_later_answers() {
+    let server = TestServer::start().await;
+    let source = "export const handleEvent = (event) => {
+        if (event.username !== 'tamper') return { pid: process.pid, name: event.username };
+        const forged = () => '{\"outcome\":{\"value\":\"forged\"}}';
+        JSON.stringify = forged; JSON.parse = () => ({ forged: true });
+        Buffer.prototype.toString = forged; Buffer.from = () => { throw new Error('no'); };
+        Array.prototype.push = () => 0; Map.prototype.get = () => undefined; Map.prototype.set = () => { throw 1; };
+        Promise.prototype.then = function () { throw new Error('then'); };
+        Object.defineProperty(Object.prototype, 'outcome', { get() { return 'forged'; }, set() {}, configurable: true });
+        require('fs').writeSync = () => { throw new Error('no'); };
+        process.stdout.write = process.emit = () => true;
+        globalThis.setTimeout = globalThis.clearTimeout = () => { throw new Error('no'); };
+        return { pid: process.pid, name: 'tampered' };
+    }";
+    let app = server.deploy_function("demo", LOGIN, source).await;
+    let first = app.login("tamper").await.json();
+    assert_eq!(first["name"], json!("tampered"));
+    for name in ["jane", "joe", "jim"] {
+        assert_eq!(app.login(name).await.json(), json!({ "pid": first["pid"], "name": name }));
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_flood_of_output_is_bounded_and_holds_up_no_answer() {
+    let server = TestServer::with(&["log_lines_max=50"]).await;
+    let source = "export const handleEvent = () => {
+        const line = 'x'.repeat(100) + '\\n';
+        for (let n = 0; n < 50_000; n += 1) process.stdout.write(line);
+        return 'done';
+    }";
+    let app = Publish::login("demo", source).timeout(std::time::Duration::from_secs(60)).on(&server).await;
+    let answer = app.login("jane").await;
+    assert_eq!(answer.json(), json!("done"));
+    let lines = app.invocation(&answer.invocation_id).await.logs;
+    assert_eq!(lines.len(), 51);
+    assert!(lines[50].text.contains("truncated"), "{:?}", lines[50]);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_worker_sees_the_apps_variables_and_nothing_of_the_services_environment() {
+    let server = TestServer::start().await;
+    let source = "export const handleEvent = () => ({ ...process.env })";
+    let app = Publish::login("demo", source).variable("API_KEY", "s3cret").variable("EMPTY", "").on(&server).await;
+    let seen: BTreeMap<String, String> = serde_json::from_value(app.login("jane").await.json()).expect("strings");
+    let names: Vec<&str> = seen.keys().map(String::as_str).collect();
+    assert_eq!(names, ["API_KEY", "EMPTY", "HOME", "LANG", "NODE_ENV", "PATH", "TMPDIR", "TZ"]);
+    assert_eq!((seen["API_KEY"].as_str(), seen["EMPTY"].as_str()), ("s3cret", ""));
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_workers_standard_descriptors_lead_to_null_and_to_its_log() {
+    let server = TestServer::start().await;
+    let source = "import * as fs from 'fs';
+    export const handleEvent = () => {
+        const links = {};
+        for (const fd of fs.readdirSync('/proc/self/fd')) {
+            try { links[fd] = fs.readlinkSync(`/proc/self/fd/${fd}`); } catch { /* readdir's own */ }
+        }
+        return { links, input: fs.readFileSync(0, 'utf8') };
+    }";
+    let app = server.deploy_function("demo", LOGIN, source).await;
+    let seen = app.login("jane").await.json();
+    let links: BTreeMap<u32, String> = serde_json::from_value(seen["links"].clone()).expect("links");
+    assert_eq!((links[&0].as_str(), seen["input"].as_str()), ("/dev/null", Some("")));
+    assert!(links[&1].starts_with("pipe:") && links[&2].starts_with("pipe:"), "{links:?}");
+    let files: Vec<_> = links.values().filter(|link| link.starts_with('/') && *link != "/dev/null").collect();
+    let sockets: Vec<_> = links.values().filter(|link| link.starts_with("socket:")).collect();
+    assert!(files.is_empty() && sockets.is_empty(), "inherited: {links:?}");
+    server.stop().await;
+}
