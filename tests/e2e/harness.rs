@@ -99,8 +99,13 @@ impl TestServer {
     }
 
     /// SIGTERM, then waits for its end, which must be a clean one.
-    pub async fn stop(mut self) {
+    pub async fn stop(self) {
         self.terminate();
+        self.ended_well().await;
+    }
+
+    /// Waits for its end after [`TestServer::terminate`], which must be a clean one.
+    pub async fn ended_well(mut self) {
         let status = self.wait().await;
         assert!(status.success(), "it ended with {status}: {:?}", self.log.lock().expect("log"));
         let left_over = processes_of(self.data.path());

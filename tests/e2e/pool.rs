@@ -28,7 +28,7 @@ impl Gate {
         Self(tempfile::tempdir().expect("temp dir"))
     }
 
-    fn path(&self) -> String {
+    pub fn path(&self) -> String {
         self.0.path().join("open").display().to_string()
     }
 

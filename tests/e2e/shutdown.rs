@@ -1,0 +1,142 @@
+//! SIGTERM: nothing new, what runs may finish, and an end in any case.
+
+use std::time::Duration;
+
+use chatfn::proto::{self, ErrorKind, InvocationStatus, invoke_response::Outcome};
+use tonic::Code;
+use tonic_health::pb::health_client::HealthClient;
+use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus};
+
+use crate::harness::{Answered, LOGIN, SENT, SENT_EVENT, TestServer, processes_of, reason, wait_until};
+use crate::pool::{Gate, hold, until_busy};
+use crate::publish_request::Publish;
+
+const SPINS: &str = "export const handleEvent = (event) => { while (event.username === 'spin') {} return 'fine'; }";
+
+async fn health(server: &TestServer) -> ServingStatus {
+    let mut client = HealthClient::new(server.channel.clone());
+    let answer = client.check(HealthCheckRequest::default()).await.expect("health");
+    answer.into_inner().status()
+}
+
+#[tokio::test]
+async fn a_drain_finishes_what_runs_and_refuses_what_is_new() {
+    let server = TestServer::start().await;
+    let gate = Gate::new();
+    let app = gate.function("demo").on(&server).await;
+    let running = hold(&app, 2);
+    until_busy(&app, 2).await;
+    assert_eq!(health(&server).await, ServingStatus::Serving);
+    server.terminate();
+    wait_until("it does not serve", async || health(&server).await == ServingStatus::NotServing).await;
+    let refused = app.invoke(LOGIN, r#"{"username":"jane"}"#).await.expect_err("draining");
+    assert_eq!(reason(&refused), (Code::Unavailable, "DRAINING".to_owned()));
+    let refused = app.invoke(SENT, SENT_EVENT).await.expect_err("draining");
+    assert_eq!(reason(&refused), (Code::Unavailable, "DRAINING".to_owned()));
+    let refused = server.publish(Publish::login("other", SPINS).0).await.expect_err("draining");
+    assert_eq!(reason(&refused), (Code::Unavailable, "DRAINING".to_owned()));
+    assert_eq!(app.pool().await.workers_busy, 2, "still running");
+    gate.open();
+    for answer in running.join_all().await {
+        answer.json();
+    }
+    server.ended_well().await;
+}
+
+#[tokio::test]
+async fn what_ran_during_the_drain_is_in_the_history() {
+    let mut server = TestServer::start().await;
+    let gate = Gate::new();
+    let app = gate.function("demo").on(&server).await;
+    let running = hold(&app, 1);
+    until_busy(&app, 1).await;
+    server.terminate();
+    wait_until("it does not serve", async || health(&server).await == ServingStatus::NotServing).await;
+    gate.open();
+    let answer = running.join_all().await.remove(0);
+    assert!(server.wait().await.success());
+    let server = TestServer::restart(server.crash()).await;
+    let row = server.app("demo").invocation(&answer.invocation_id).await;
+    assert_eq!(row.status(), InvocationStatus::Succeeded);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_drain_ends_although_a_function_does_not() {
+    let mut server = TestServer::with(&["drain_timeout=500ms"]).await;
+    server.expect_log("the drain timeout is over");
+    let app = Publish::login("demo", SPINS).timeout(Duration::from_secs(600)).on(&server).await;
+    let running = {
+        let app = app.clone();
+        tokio::spawn(async move { app.invoke(LOGIN, r#"{"username":"spin"}"#).await })
+    };
+    until_busy(&app, 1).await;
+    server.terminate();
+    let answer = running.await.expect("joins").expect("an answer");
+    assert_eq!((answer.failure().kind(), answer.failure().retryable), (ErrorKind::Collateral, true));
+    server.ended_well().await;
+}
+
+#[tokio::test]
+async fn a_drain_waits_for_queued_events_that_run_and_leaves_the_rest_for_the_next_start() {
+    let mut server = TestServer::with(&["dispatch_concurrency=1"]).await;
+    let gate = Gate::new();
+    let source = "import { existsSync } from 'fs';
+    export const handleEvent = async (event) => {
+        while (!existsSync(process.env.GATE)) await new Promise((resolve) => setTimeout(resolve, 10));
+        return event.message.body;
+    }";
+    let app =
+        Publish::sent("demo", source).timeout(Duration::from_secs(60)).variable("GATE", &gate.path()).on(&server).await;
+    for body in ["first", "second"] {
+        let event = SENT_EVENT.replace("hi", body);
+        assert!(matches!(app.invoke(SENT, &event).await.expect("accepted").outcome, Some(Outcome::Accepted(_))));
+    }
+    until_busy(&app, 1).await;
+    server.terminate();
+    wait_until("it does not serve", async || health(&server).await == ServingStatus::NotServing).await;
+    gate.open();
+    assert!(server.wait().await.success());
+    let server = TestServer::restart(server.crash()).await;
+    let app = server.app("demo");
+    wait_until("both ran", async || {
+        app.history().await.iter().filter(|row| row.status() == InvocationStatus::Succeeded).count() == 2
+    })
+    .await;
+    let mut rows = app.history().await;
+    rows.sort_by(|a, b| a.invocation_id.cmp(&b.invocation_id));
+    let results: Vec<_> = rows.iter().map(|row| (row.result_json.as_ref(), row.attempt)).collect();
+    assert_eq!(results, [(&b"\"first\""[..], 1), (&b"\"second\""[..], 1)]);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_follower_of_the_log_is_told_the_end() {
+    let server = TestServer::start().await;
+    let app = Publish::login("demo", SPINS).on(&server).await;
+    let request = proto::TailLogsRequest { app_id: app.id.clone(), follow: true, ..Default::default() };
+    let mut lines = server.invocations().tail_logs(request).await.expect("follows").into_inner();
+    let follower = tokio::spawn(async move {
+        while lines.message().await?.is_some() {}
+        Ok::<_, tonic::Status>(())
+    });
+    server.stop().await;
+    follower.await.expect("joins").expect("a clean end");
+}
+
+#[tokio::test]
+async fn a_second_signal_ends_the_service_at_once() {
+    let mut server = TestServer::start().await;
+    let app = Publish::login("demo", SPINS).timeout(Duration::from_secs(600)).on(&server).await;
+    let running = {
+        let app = app.clone();
+        tokio::spawn(async move { app.invoke(LOGIN, r#"{"username":"spin"}"#).await })
+    };
+    until_busy(&app, 1).await;
+    server.terminate();
+    wait_until("it does not serve", async || health(&server).await == ServingStatus::NotServing).await;
+    server.terminate();
+    assert!(!server.wait().await.success(), "it did not drain");
+    assert!(running.await.expect("joins").is_err());
+    wait_until("no process is left", async || processes_of(server.data()).is_empty()).await;
+}
