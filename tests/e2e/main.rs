@@ -1,6 +1,7 @@
 //! Through the front door: the real binary, real gRPC, real Node, real npm.
 
 mod crashes;
+mod edge;
 mod events;
 mod failures;
 mod harness;
