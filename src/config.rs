@@ -150,7 +150,7 @@ impl Default for Config {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("configuration: {0}")]
-    Read(#[from] config::ConfigError),
+    Read(config::ConfigError),
     #[error("--set {0:?}: write it as KEY=VALUE")]
     Set(String),
     #[error("configuration: {name} is {value}: {problem}")]
@@ -162,6 +162,12 @@ pub enum Error {
     Open(SocketAddr),
     #[error("configuration: read operator_token_file {}: {problem}", path.display())]
     Token { path: PathBuf, problem: String },
+}
+
+impl From<config::ConfigError> for Error {
+    fn from(err: config::ConfigError) -> Self {
+        Self::Read(err) // Its text is in ours: as a source, too, it would be said twice.
+    }
 }
 
 impl Config {
