@@ -1,9 +1,12 @@
 //! A worker that ends: the one it ran for is told how, nobody else is, and the next call is fine.
 
+use std::time::Duration;
+
 use chatfn::proto::{self, ErrorKind};
 use serde_json::json;
 
 use crate::harness::{Answered, LOGIN, TestApp, TestServer, wait_until};
+use crate::publish_request::Publish;
 
 #[tokio::test]
 async fn every_way_to_end_a_worker_fails_its_own_invocation_alone() {
@@ -90,6 +93,29 @@ async fn an_error_after_the_answer_spoils_no_answer_and_is_logged() {
         .await;
     let row = app.invocation(&answer.invocation_id).await;
     assert_eq!((row.status(), row.error), (proto::InvocationStatus::Succeeded, None));
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn what_an_earlier_invocation_left_behind_is_never_blamed_on_those_who_share_its_worker() {
+    let server = TestServer::start().await;
+    let source = "export const handleEvent = (event) => {
+        if (event.username === 'late') setTimeout(() => Promise.reject(new Error('left behind')), 300);
+        return event.username === 'wait' ? new Promise(() => {}) : 'fine';
+    }";
+    let limits = |limits: &mut proto::Limits| (limits.concurrency, limits.workers_max) = (4, 1);
+    let app = Publish::login("demo", source).timeout(Duration::from_secs(60)).limits(limits).on(&server).await;
+    let waiting = {
+        let app = app.clone();
+        tokio::spawn(async move { app.login("wait").await })
+    };
+    wait_until("it runs", async || app.history().await.len() == 1).await;
+    assert_eq!(app.login("late").await.json(), json!("fine"));
+    let answer = waiting.await.expect("joins");
+    assert_eq!((answer.failure().kind(), answer.failure().retryable), (ErrorKind::Collateral, true));
+    wait_until("it is in the log", async || log(&server, &app).await.iter().any(|line| line.contains("left behind")))
+        .await;
+    assert_eq!(app.login("jane").await.json(), json!("fine"));
     server.stop().await;
 }
 

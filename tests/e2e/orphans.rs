@@ -107,6 +107,27 @@ async fn nothing_outlives_a_service_that_is_killed_while_it_initializes_a_worker
     assert_nothing_of(data.path()).await;
 }
 
+#[tokio::test]
+async fn processes_that_keep_forking_end_with_their_worker() {
+    let server = TestServer::start().await;
+    let source = "const { spawn } = require('child_process');
+    export const handleEvent = (event) => {
+        while (event.username === 'spin') {}
+        const script = 'while :; do (setsid sleep 300 &); sleep 0.02; done';
+        const storm = spawn('setsid', ['sh', '-c', script], { detached: true, stdio: 'ignore' });
+        storm.unref();
+        return new Promise((resolve) => storm.on('spawn', () => resolve(storm.pid)));
+    }";
+    let app = Publish::login("demo", source).timeout(Duration::from_secs(2)).on(&server).await;
+    let storm: u32 = serde_json::from_value(app.login("hide").await.json()).expect("a pid");
+    wait_until("it forks", async || server.worker_processes().len() > 4).await;
+    let before = server.worker_processes();
+    assert_eq!(app.login("spin").await.failure().kind(), ErrorKind::TimedOut);
+    assert_all_end(&[storm]).await;
+    assert_all_end(&before).await;
+    server.stop().await; // Which looks for processes that are left.
+}
+
 /// The service's child of that name.
 fn broker_of(service: u32) -> Pid {
     let children = std::fs::read_to_string(format!("/proc/{service}/task/{service}/children")).expect("children");

@@ -125,6 +125,24 @@ async fn a_follower_of_the_log_is_told_the_end() {
 }
 
 #[tokio::test]
+async fn what_a_function_left_behind_in_its_worker_holds_up_neither_retirement_nor_shutdown() {
+    let server = TestServer::with(&["idle_ttl=200ms"]).await;
+    let source = "const net = require('net');
+    export const handleEvent = () => {
+        setInterval(() => {}, 10);
+        net.createServer().listen(0, '127.0.0.1', function () { net.connect(this.address().port); });
+        process.on('exit', () => { while (true) {} });
+        process.on('SIGTERM', () => {});
+        return process.pid;
+    }";
+    let app = server.deploy_function("demo", LOGIN, source).await;
+    app.login("jane").await.json();
+    wait_until("it retires", async || app.pool().await.worker_pids.is_empty()).await;
+    app.login("jane").await.json();
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn a_second_signal_ends_the_service_at_once() {
     let mut server = TestServer::start().await;
     let app = Publish::login("demo", SPINS).timeout(Duration::from_secs(600)).on(&server).await;
