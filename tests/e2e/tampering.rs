@@ -1,17 +1,19 @@
 //! Code that lies to the runtime: on its output, on the protocol's own descriptor, in the globals it shares with the shim.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use chatfn::proto::ErrorKind;
+use chatfn::proto::invoke_response::Outcome;
 use serde_json::json;
 
-use crate::harness::{Answered, LOGIN, TestServer};
+use crate::harness::{Answered, LOGIN, TestServer, wait_until};
 use crate::publish_request::Publish;
 
 /// A well-formed answer, as the shim would frame it, and every way to say it. `forge` is in scope of the handler.
 const FORGE: &str = r#"
 const fs = require('fs');
-const { spawnSync } = require('child_process');
+const { spawn, spawnSync } = require('child_process');
 const body = JSON.stringify({ jsonrpc: '2.0', id: '1', result: { outcome: { value: 'forged' }, usage: { cpuMicros: 0, rssBytes: 0, peakRssBytes: 0 } } });
 const frame = `Content-Length: ${body.length}\r\n\r\n${body}`;
 "#;
@@ -104,12 +106,43 @@ async fn a_flood_of_output_is_bounded_and_holds_up_no_answer() {
         for (let n = 0; n < 50_000; n += 1) process.stdout.write(line);
         return 'done';
     }";
-    let app = Publish::login("demo", source).timeout(std::time::Duration::from_secs(60)).on(&server).await;
+    let app = Publish::login("demo", source).timeout(Duration::from_secs(60)).on(&server).await;
     let answer = app.login("jane").await;
     assert_eq!(answer.json(), json!("done"));
     let lines = app.invocation(&answer.invocation_id).await.logs;
     assert_eq!(lines.len(), 51);
     assert!(lines[50].text.contains("truncated"), "{:?}", lines[50]);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn an_endless_flood_on_any_descriptor_holds_up_no_timeout() {
+    let server = TestServer::start().await;
+    let source = FORGE.to_owned()
+        + "const note = JSON.stringify({ jsonrpc: '2.0', method: 'log', params: { id: null, level: 'info', text: 'x', at: 0 } });
+    const notes = `Content-Length: ${note.length}\\r\\n\\r\\n${note}`.repeat(5000);
+    export const handleEvent = (event) => {
+        while (event.username === 'stdout') fs.writeSync(1, 'x'.repeat(100_000) + '\\n');
+        while (event.username === 'stderr') fs.writeSync(2, 'x\\n'.repeat(50_000));
+        while (event.username === 'answers') fs.writeSync(4, frame.repeat(5000));
+        while (event.username === 'notes') fs.writeSync(4, notes);
+        if (event.username === 'child') spawn('yes', [`Content-Length: ${body.length + 1}\\r\\n\\r\\n${body}`], { stdio: ['ignore', 4, 'ignore'] });
+        while (event.username === 'child') {}
+        return 'fine';
+    }";
+    let budget = Duration::from_millis(500);
+    let app = Publish::login("demo", &source).timeout(budget).on(&server).await;
+    for case in ["stdout", "stderr", "answers", "notes", "child"] {
+        let asked = Instant::now();
+        let answer = app.login(case).await;
+        assert_eq!(answer.failure().kind(), ErrorKind::TimedOut, "{case}: {:?}", answer.failure());
+        let took = asked.elapsed();
+        assert!(took < budget + Duration::from_secs(2), "{case}: {took:?}");
+        wait_until("the next call is fine", async || {
+            matches!(app.login("jane").await.outcome, Some(Outcome::Result(_)))
+        })
+        .await;
+    }
     server.stop().await;
 }
 
