@@ -16,7 +16,7 @@ mod launch;
 mod message;
 mod tree;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -27,7 +27,8 @@ use std::thread;
 use std::time::Duration;
 
 use nix::fcntl::OFlag;
-use nix::unistd::pipe2;
+use nix::sys::prctl;
+use nix::unistd::{getpid, pipe2};
 use serde::{Deserialize, Serialize};
 use tokio::net::unix::pipe;
 use tokio::sync::oneshot;
@@ -124,6 +125,8 @@ impl Sandbox {
     /// # Errors
     /// The process could not be started.
     pub fn start() -> io::Result<Self> {
+        // What a broker that died leaves behind comes to us then: see `broker_gone`.
+        prctl::set_child_subreaper(true)?;
         let (ours, theirs) = UnixStream::pair()?;
         #[expect(clippy::disallowed_methods, reason = "the sandbox is where processes start")]
         let broker = Command::new("/proc/self/exe")
@@ -231,8 +234,10 @@ impl Shared {
 
     fn broker_gone(&self) {
         tracing::error!("the sandbox broker is gone: no worker can be started any more; restart the service");
+        // Its children die with it, but theirs do not. All of them are ours now, and nobody else's: only the broker starts any.
+        self.waiting().gone = true;
+        tree::end_orphans(getpid(), &BTreeSet::new());
         let mut waiting = self.waiting();
-        waiting.gone = true;
         waiting.starts.clear();
         waiting.exits.clear();
     }

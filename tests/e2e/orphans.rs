@@ -139,6 +139,16 @@ fn broker_of(service: u32) -> Pid {
 }
 
 #[tokio::test]
+async fn what_a_function_hid_ends_with_the_broker() {
+    let mut server = TestServer::start().await;
+    server.expect_log("broker");
+    let (_app, pids) = hidden(&server, Duration::from_secs(60)).await;
+    kill(broker_of(server.pid()), Signal::SIGKILL).expect("signal");
+    assert_all_end(&pids).await;
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn without_its_broker_the_service_has_no_workers_and_says_so() {
     let mut server = TestServer::start().await;
     server.expect_log("broker");
