@@ -102,7 +102,7 @@ pub enum Error {
     KeyTooLong { name: &'static str, bytes: usize },
     #[error(transparent)]
     Version(#[from] serving::Error),
-    #[error("no worker was free in time: {0}")]
+    #[error("{0}")]
     AtCapacity(String),
     #[error("the service is shutting down")]
     Draining,

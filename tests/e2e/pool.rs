@@ -122,6 +122,7 @@ async fn as_many_may_wait_as_allowed_and_no_more() {
     let waiting = hold(&app, 2);
     wait_until("two wait", async || app.pool().await.waiting == 2).await;
     let refused = app.invoke(LOGIN, r#"{"username":"jane"}"#).await.expect_err("too many");
+    assert_eq!(refused.message(), "too many invocations wait for this app's workers");
     assert_eq!(reason(&refused), (Code::ResourceExhausted, "AT_CAPACITY".to_owned()));
     assert!(refused.get_error_details().retry_info().and_then(|info| info.retry_delay).is_some());
     gate.open();
@@ -139,6 +140,7 @@ async fn a_wait_ends_at_the_callers_deadline_or_at_wait_max() {
     let running = hold(&app, 1);
     until_busy(&app, 1).await;
     let refused = app.invoke(LOGIN, r#"{"username":"jane"}"#).await.expect_err("no worker in time");
+    assert_eq!(refused.message(), "no worker was free in time");
     assert_eq!(reason(&refused), (Code::ResourceExhausted, "AT_CAPACITY".to_owned()));
     let mut request = tonic::Request::new(app.call(LOGIN, r#"{"username":"jane"}"#));
     request.set_timeout(Duration::from_millis(100));
