@@ -133,3 +133,36 @@ async fn a_crash_leaves_other_workers_and_other_apps_alone() {
     assert_eq!(crashed.failure().kind(), ErrorKind::Crashed);
     server.stop().await;
 }
+
+#[tokio::test]
+async fn among_many_calls_each_gets_its_own_outcome() {
+    let server = TestServer::start().await;
+    let source = "export const handleEvent = async (event) => {
+        const [what] = event.username.split(' ');
+        if (what === 'throw') throw new Error(event.username);
+        if (what === 'exit') process.exit(7);
+        if (what === 'kill') process.kill(process.pid, 'SIGKILL');
+        if (what === 'reject') { Promise.reject(new Error(event.username)); await new Promise(() => {}); }
+        await new Promise((resolve) => setTimeout(resolve, 5));
+        return event.username;
+    }";
+    let app = Publish::login("demo", source).timeout(Duration::from_secs(60)).on(&server).await;
+    let mut calls = tokio::task::JoinSet::new();
+    for n in 0..120 {
+        let app = app.clone();
+        let what = ["echo", "throw", "echo", "exit", "echo", "kill", "echo", "reject"][n % 8];
+        calls.spawn(async move {
+            let name = format!("{what} {n}");
+            (what, name.clone(), app.login(&name).await)
+        });
+    }
+    for (what, name, answer) in calls.join_all().await {
+        match what {
+            "echo" => assert_eq!(answer.json(), json!(name)),
+            "throw" | "reject" => assert_eq!(answer.failure().message, name),
+            "exit" => assert_eq!(answer.failure().name, "ProcessExit", "{name}"),
+            _ => assert!(answer.failure().message.contains("SIGKILL"), "{name}: {:?}", answer.failure()),
+        }
+    }
+    server.stop().await;
+}

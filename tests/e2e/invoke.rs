@@ -1,12 +1,15 @@
 //! Invoke: who decides, what is skipped, what is refused, and what comes back untouched.
 
 use bytes::Bytes;
-use chatfn::proto::{self, DecidedBy, ErrorKind, FailureAction, FailurePolicy, Verdict, invoke_response::Outcome};
+use chatfn::proto::{
+    self, DecidedBy, ErrorKind, FailureAction, FailurePolicy, InvocationStatus, Verdict, invoke_response::Outcome,
+};
 use serde_json::json;
 use std::time::Duration;
 use tonic::Code;
 
-use crate::harness::{Answered, LOGIN, SENT, SENT_EVENT, TestServer, reason};
+use crate::harness::{Answered, LOGIN, SENT, SENT_EVENT, TestServer, reason, wait_until};
+use crate::pool::{Gate, hold, until_busy};
 use crate::publish_request::Publish;
 
 const DECIDES: &str = "export const handleEvent = (event, context) => {
@@ -225,5 +228,19 @@ async fn json_passes_through_byte_for_byte() {
     let odd = "{ \"username\" : \"\\u006aane\",\n \"n\" : 1.50e+03 }";
     let answer = app.invoke(LOGIN, odd).await.expect("an answer");
     assert_eq!(&app.invocation(&answer.invocation_id).await.event_json[..], odd.as_bytes());
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_call_runs_on_and_is_recorded_although_its_caller_hangs_up() {
+    let server = TestServer::start().await;
+    let gate = Gate::new();
+    let app = gate.function("demo").on(&server).await;
+    let call = hold(&app, 1);
+    until_busy(&app, 1).await;
+    drop(call);
+    gate.open();
+    wait_until("it is recorded", async || app.history().await[0].status() == InvocationStatus::Succeeded).await;
+    assert_eq!(app.pool().await.workers_idle, 1);
     server.stop().await;
 }
