@@ -450,6 +450,12 @@ fn warn_of_limits(project: &Project, progress: &Progress) {
     }
 }
 
+/// In whole milliseconds, as the store keeps it: the same version is always told with the same time.
+fn now_as_stored() -> SystemTime {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    SystemTime::UNIX_EPOCH + Duration::from_millis(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
 fn draft(app: &AppId, project: &Project, node_version: &str) -> Version {
     Version {
         app: app.clone(),
@@ -465,7 +471,7 @@ fn draft(app: &AppId, project: &Project, node_version: &str) -> Version {
         layer_size_bytes: 0,
         size_bytes: 0,
         has_initialization_script: project.init.is_some(),
-        created_at: SystemTime::now(),
+        created_at: now_as_stored(),
         failure: String::new(),
     }
 }
