@@ -80,6 +80,10 @@ pub struct Exit {
     pub peak_memory_bytes: u64,
 }
 
+impl Exit {
+    const UNKNOWN: Self = Self { status: ExitStatus::Unknown, cpu_time: Duration::ZERO, peak_memory_bytes: 0 };
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ExitStatus {
     Code(i32),
@@ -170,12 +174,12 @@ impl Sandbox {
         let (started, start) = oneshot::channel();
         let (exited, exit) = oneshot::channel();
         let id = self.shared.register(started, exited)?;
-        let mut child = Child { id, pid: 0, pipes: Some(pipes), exit, shared: Arc::clone(&self.shared), ended: false };
+        let mut child = Child { id, pid: 0, pipes: Some(pipes), exit, shared: Arc::clone(&self.shared), ended: None };
         self.shared.request(Request::Spawn { id, spec: Box::new(spec) }, theirs)?;
         match start.await {
             Ok(Ok(pid)) => child.pid = pid,
             Ok(Err(reason)) => {
-                child.ended = true;
+                child.ended = Some(Exit::UNKNOWN);
                 return Err(Error::Start { program, reason });
             }
             Err(_) => return Err(Error::BrokerGone),
@@ -279,7 +283,8 @@ pub struct Child {
     pipes: Option<Pipes>,
     exit: oneshot::Receiver<Exit>,
     shared: Arc<Shared>,
-    ended: bool,
+    /// How, once it is known.
+    ended: Option<Exit>,
 }
 
 impl Child {
@@ -295,7 +300,7 @@ impl Child {
 
     /// SIGKILLs the child and every descendant. Returns at once; `wait` for the end.
     pub fn kill(&self) {
-        if !self.ended {
+        if self.ended.is_none() {
             let _ = self.shared.request(Request::Kill { id: self.id }, Vec::new());
         }
     }
@@ -303,11 +308,13 @@ impl Child {
     /// The end of the child. On return neither it nor any descendant is alive.
     ///
     /// # Cancel safety
-    /// May be dropped and called again until it returned.
+    /// May be dropped and called again; after the end it returns the same at once.
     pub async fn wait(&mut self) -> Exit {
-        let gone = Exit { status: ExitStatus::Unknown, cpu_time: Duration::ZERO, peak_memory_bytes: 0 };
-        let exit = (&mut self.exit).await.unwrap_or(gone);
-        self.ended = true;
+        if let Some(exit) = self.ended {
+            return exit;
+        }
+        let exit = (&mut self.exit).await.unwrap_or(Exit::UNKNOWN);
+        self.ended = Some(exit);
         exit
     }
 }
