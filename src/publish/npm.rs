@@ -157,7 +157,12 @@ impl Npm {
         };
         match exit {
             ExitStatus::Code(0) => Ok(()),
-            ExitStatus::Code(_) => Err(output.explain()),
+            ExitStatus::Code(_) => Err(match output.explain() {
+                InstallError::Failed { code, .. } if code == "EFBIG" => self.too_large("one file alone is larger"),
+                explained => explained,
+            }),
+            // The kernel's limit on a single file: sooner than the next measurement.
+            ExitStatus::Signal(signal) if signal == nix::libc::SIGXFSZ => Err(self.too_large("one file alone is larger")),
             ExitStatus::Signal(signal) => Err(InstallError::Broken(format!("npm was ended by signal {signal}"))),
             ExitStatus::Unknown => Err(InstallError::Broken("the sandbox broker is gone".to_owned())),
         }
@@ -198,16 +203,16 @@ impl Npm {
         let (bytes, files) = measured.map_err(|err| InstallError::Broken(err.to_string()))?;
         let InstallLimits { bytes_max, files_max, .. } = self.limits;
         if bytes > bytes_max {
-            let limit = bytes_max >> 20;
-            return Err(InstallError::TooLarge(format!(
-                "{} MiB; the limit is {limit} MiB (install_bytes_max)",
-                bytes >> 20
-            )));
+            return Err(self.too_large(&format!("{bytes} bytes")));
         }
         if files > files_max {
             return Err(InstallError::TooLarge(format!("{files} files; the limit is {files_max} (install_files_max)")));
         }
         Ok(())
+    }
+
+    fn too_large(&self, what: &str) -> InstallError {
+        InstallError::TooLarge(format!("{what}; the limit is {} bytes (install_bytes_max)", self.limits.bytes_max))
     }
 
     fn environment(&self, home: &Path) -> BTreeMap<String, String> {
