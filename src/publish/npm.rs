@@ -256,15 +256,13 @@ fn install_arguments(mode: Mode) -> Vec<String> {
     std::iter::once(command).chain(flags).map(str::to_owned).collect()
 }
 
-/// npm 11 wants an approval besides; older ones ignore the flag.
+/// Newer npm wants an approval besides, which `package.json` gives: as a flag it refuses it.
 fn script_arguments(allowed: &BTreeSet<String>) -> Vec<String> {
-    let list = allowed.iter().cloned().collect::<Vec<_>>().join(",");
     let mut arguments: Vec<String> =
         ["rebuild", "--foreground-scripts", "--no-progress", "--color=false", "--logs-max=0", "--no-update-notifier"]
             .map(str::to_owned)
             .into();
     arguments.push("--ignore-scripts=false".to_owned());
-    arguments.push(format!("--allow-scripts={list}"));
     arguments.extend(allowed.iter().cloned());
     arguments
 }
