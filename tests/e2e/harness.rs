@@ -295,6 +295,10 @@ pub struct TestApp {
 }
 
 impl TestApp {
+    pub fn channel(&self) -> Channel {
+        self.channel.clone()
+    }
+
     pub fn call(&self, trigger_type: &str, event: &str) -> proto::InvokeRequest {
         proto::InvokeRequest {
             app_id: self.id.clone(),

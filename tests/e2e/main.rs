@@ -1,5 +1,7 @@
 //! Through the front door: the real binary, real gRPC, real Node, real npm.
 
+mod activation;
+mod crash;
 mod crashes;
 mod edge;
 mod events;
@@ -7,11 +9,17 @@ mod failures;
 mod harness;
 mod history;
 mod idempotency;
+mod inspect;
+mod install;
+mod install_failures;
 mod invoke;
 mod logs;
 mod orphans;
 mod pool;
+mod publish;
 mod publish_request;
 mod shutdown;
 mod smoke;
 mod tampering;
+mod verify;
+mod versions;

@@ -1,0 +1,160 @@
+//! Dependencies from the real registry, by the real npm.
+
+use std::time::{Duration, Instant};
+
+use chatfn::proto;
+use serde_json::json;
+use tonic::Code;
+
+use crate::harness::{Answered, TestServer, request};
+use crate::inspect::{login, map, messages, with};
+
+/// A function that answers `expression`, with these dependencies.
+fn needing(app: &str, expression: &str, dependencies: &[(&str, &str)]) -> proto::PublishVersionRequest {
+    let source = format!("export const handleEvent = () => {expression}");
+    with(login(app, &source), |spec| spec.dependencies = map(dependencies))
+}
+
+/// What npm itself said.
+fn npm_lines(progress: &[proto::Progress]) -> Vec<String> {
+    messages(progress, "install")
+        .into_iter()
+        .filter(|line| line.starts_with("npm ") || line.contains(" packages in "))
+        .collect()
+}
+
+#[tokio::test]
+async fn dependencies_are_installed_once_and_reused_until_they_change() {
+    let server = TestServer::start().await;
+    let install = |expression: &str| needing("demo", expression, &[("ms", "2.1.2")]);
+    let (first, progress) = server.publish_with_progress(install("require('ms')('2 days')")).await.expect("publishes");
+    assert!(npm_lines(&progress).iter().any(|line| line.starts_with("npm http fetch GET 200 ")), "{progress:?}");
+    assert!(
+        npm_lines(&progress).iter().all(|line| !line.contains(server.data().to_str().expect("UTF-8"))),
+        "{progress:?}"
+    );
+    assert_eq!(first.dependencies, map(&[("ms", "2.1.2")]));
+    assert!(!first.layer.is_empty() && first.layer_size_bytes > 1000, "{first:?}");
+    let app = server.app("demo");
+    assert_eq!(app.login("jane").await.json(), 172_800_000);
+
+    let began = Instant::now();
+    let code_only = install("require('ms')(120_000)");
+    let (second, progress) = server.publish_with_progress(code_only).await.expect("publishes");
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    assert_eq!(messages(&progress, "install"), ["reusing the dependencies of version 1"]);
+    assert_eq!((second.layer, &second.dependencies), (first.layer.clone(), &first.dependencies));
+    assert_ne!(second.digest, first.digest);
+    assert_eq!(app.login("jane").await.json(), "2m");
+
+    // The initialization script has the same dependencies; package.json asks as the request does.
+    let files = [
+        (
+            "functions/UserAttemptedStartSession.js",
+            "exports.handleEvent = (event, context) => [context.initialization, require('ms')('1s')]",
+        ),
+        (
+            "init.ts",
+            "import isNumber from 'is-number';\nimport ms from 'ms';\nexport default () => [isNumber(ms('1m')), isNumber('x')];",
+        ),
+        ("package.json", r#"{ "dependencies": { "ms": "2.1.2", "is-number": "^7.0.0" } }"#),
+    ];
+    let third = server.publish(request("demo", &files)).await.expect("publishes");
+    assert_ne!(third.layer, first.layer);
+    assert_eq!(third.dependencies, map(&[("ms", "2.1.2"), ("is-number", "7.0.0")]));
+    assert_eq!(app.login("jane").await.json(), json!([[true, false], 1000]));
+    server.assert_tidy("demo").await;
+    assert_eq!(server.layers("demo").len(), 2);
+
+    // The rollback has its own dependencies again, without npm; a layer goes with the last version that uses it.
+    app.activate(1).await.expect("rolls back");
+    assert_eq!(app.login("jane").await.json(), 172_800_000);
+    app.delete(3).await.expect("deletes");
+    assert_eq!(server.layers("demo"), [first.layer.clone()].into());
+    app.delete(2).await.expect("deletes");
+    assert_eq!(server.layers("demo"), [first.layer].into(), "version 1 needs it");
+    assert_eq!(app.login("jane").await.json(), 172_800_000);
+    server.stop().await;
+}
+
+fn lockfile(range: &str, version: &str, integrity: &str) -> String {
+    json!({
+        "name": "theirs", "version": "3.2.1", "lockfileVersion": 3, "requires": true,
+        "packages": {
+            "": { "name": "theirs", "version": "3.2.1", "dependencies": { "is-number": range }, "devDependencies": { "ms": "2.1.2" } },
+            "node_modules/is-number": {
+                "version": version, "resolved": format!("https://registry.npmjs.org/is-number/-/is-number-{version}.tgz"),
+                "integrity": integrity,
+            },
+            "node_modules/ms": { "version": "2.1.2", "resolved": "https://registry.npmjs.org/ms/-/ms-2.1.2.tgz", "dev": true },
+        },
+    })
+    .to_string()
+}
+
+const IS_NUMBER_6: &str =
+    "sha512-Wu1VHeILBK8KAWJUAiSZQX94GmOE45Rg6/538fKwiloUu21KncEkYGPqob2oSZ5mUT73vLGrHQjKw3KMPwfDzg==";
+
+#[tokio::test]
+async fn a_lockfile_that_matches_is_kept_to_and_another_is_resolved_again() {
+    let server = TestServer::start().await;
+    let function = (
+        "functions/UserAttemptedStartSession.ts",
+        "export const handleEvent = () => require('is-number/package.json').version",
+    );
+    let locked = |app: &str, range: &str, lockfile: &str| {
+        let package =
+            json!({ "dependencies": { "is-number": range }, "devDependencies": { "ms": "2.1.2" } }).to_string();
+        request(app, &[function, ("package.json", &package), ("package-lock.json", lockfile)])
+    };
+    let six = lockfile(">=6.0.0", "6.0.0", IS_NUMBER_6);
+    let version = server.publish(locked("kept", ">=6.0.0", &six)).await.expect("publishes");
+    assert_eq!(version.dependencies, map(&[("is-number", "6.0.0")]), "7.0.0 is in the range, too");
+    assert_eq!(server.app("kept").login("jane").await.json(), "6.0.0");
+
+    let version = server.publish(locked("moved", "^7.0.0", &six)).await.expect("publishes");
+    assert_eq!(version.dependencies, map(&[("is-number", "7.0.0")]));
+    assert_eq!(server.app("moved").login("jane").await.json(), "7.0.0");
+
+    // Content that is not what the lockfile says is not installed, and what served goes on.
+    let forged = lockfile(">=6.0.0", "6.0.0", &IS_NUMBER_6.replace("Wu1V", "AAAA"));
+    let message = server.refuse(locked("kept", ">=6.0.0", &forged), Code::FailedPrecondition, "INSTALL_FAILED").await;
+    assert!(message.contains("EINTEGRITY"), "{message}");
+    server.assert_failed_and_tidy("kept", "EINTEGRITY").await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn install_scripts_run_only_where_they_are_allowed() {
+    let server = TestServer::start().await;
+    // Its postinstall script prints its thanks.
+    let ejs = |app: &str, allowed: &[&str]| {
+        with(needing(app, "require('ejs').VERSION", &[("ejs", "2.7.4")]), |spec| {
+            spec.scripts_allowed = allowed.iter().map(|&name| name.to_owned()).collect();
+        })
+    };
+    let thanks = |progress: &[proto::Progress]| {
+        messages(progress, "install").iter().any(|line| line.contains("Thank you for installing"))
+    };
+    let (plain, progress) = server.publish_with_progress(ejs("demo", &[])).await.expect("publishes");
+    assert!(!thanks(&progress), "{progress:?}");
+    let (scripted, progress) = server.publish_with_progress(ejs("demo", &["ejs"])).await.expect("publishes");
+    assert!(thanks(&progress), "{progress:?}");
+    assert_ne!(plain.layer, scripted.layer, "what scripts made is not shared with those that did not run them");
+    assert_eq!(server.app("demo").login("jane").await.json(), "2.7.4");
+    // Another package's permission is none.
+    let (other, progress) = server.publish_with_progress(ejs("other", &["ms"])).await.expect("publishes");
+    assert!(!thanks(&progress), "{progress:?}");
+    assert_eq!(other.dependencies, map(&[("ejs", "2.7.4")]));
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn every_app_has_the_default_dependencies_unless_it_names_its_own() {
+    let server = TestServer::with(&["default_dependencies.chatkitty-platform-sdk=2.4.0"]).await;
+    let source = "export const handleEvent = (event, context) => [typeof context.ChatKitty, require('chatkitty-platform-sdk/package.json').version]";
+    let version = server.publish(login("demo", source)).await.expect("publishes");
+    assert_eq!(version.dependencies, map(&[("chatkitty-platform-sdk", "2.4.0")]));
+    assert_eq!(server.app("demo").login("jane").await.json()[1], "2.4.0");
+    server.stop().await;
+}
