@@ -4,10 +4,12 @@
 //! refers to what was built, so a crash at any moment leaves the version before it serving; start-up removes the rest.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use futures_util::FutureExt;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -211,8 +213,10 @@ impl Publisher {
             .await?;
         let build =
             self.build(&project, &built, version.clone(), &deps_digest, request.activate, request.base, progress);
+        // A panic must not leave the version BUILDING: nobody could delete it before the next start.
+        let build = AssertUnwindSafe(build).catch_unwind();
         let result = tokio::select! {
-            result = build => result,
+            result = build => result.unwrap_or(Err(Error::Internal)),
             () = shared.stop.cancelled() => Err(Error::Draining),
         };
         if let Err(err) = &result {
