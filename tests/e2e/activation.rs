@@ -163,3 +163,15 @@ async fn a_rollback_to_a_version_that_no_longer_initializes_changes_nothing() {
     assert_eq!(app.show().await.active_version, 2);
     server.stop().await;
 }
+
+#[tokio::test]
+async fn a_budget_for_one_worker_is_enough_to_publish_again_and_to_roll_back() {
+    let server = TestServer::with(&["memory_budget_bytes=268435456"]).await;
+    server.publish(answering("demo", "one")).await.expect("publishes");
+    server.assert_serves("demo", 1).await;
+    server.publish(answering("demo", "two")).await.expect("the idle worker makes room");
+    server.assert_serves("demo", 2).await;
+    server.app("demo").activate(1).await.expect("rolls back");
+    server.assert_serves("demo", 1).await;
+    server.stop().await;
+}

@@ -88,10 +88,13 @@ async fn a_kill_while_npm_runs_leaves_neither_npm_nor_its_files() {
 }
 
 #[tokio::test]
-async fn a_kill_while_the_initialization_script_hangs_leaves_no_worker() {
+async fn a_kill_while_the_initialization_script_hangs_leaves_no_worker_and_no_layer() {
     let server = TestServer::start().await;
     server.deploy_function("demo", LOGIN, "export const handleEvent = () => 'v1'").await;
-    let request = with(answering("demo", "v2"), |spec| spec.initialization_script = "while (true) {}".to_owned());
+    let request = with(answering("demo", "v2"), |spec| {
+        spec.dependencies = map(&[("ms", "2.1.2")]);
+        spec.initialization_script = "while (true) {}".to_owned();
+    });
     let server = killed_when(server, request, |step| step.phase == "verify").await;
     assert_whole(&server, "demo", 2).await;
     assert_eq!(server.app("demo").versions().await[0].state(), VersionState::Failed);

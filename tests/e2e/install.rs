@@ -156,5 +156,22 @@ async fn every_app_has_the_default_dependencies_unless_it_names_its_own() {
     let version = server.publish(login("demo", source)).await.expect("publishes");
     assert_eq!(version.dependencies, map(&[("chatkitty-platform-sdk", "2.4.0")]));
     assert_eq!(server.app("demo").login("jane").await.json()[1], "2.4.0");
+
+    // An app's own choice wins (here a package that is no SDK at all), and its lockfile, which cannot know of the default, counts.
+    let own =
+        needing("own", "require('chatkitty-platform-sdk')(7)", &[("chatkitty-platform-sdk", "npm:is-number@6.0.0")]);
+    let version = server.publish(own).await.expect("publishes");
+    assert_eq!(version.dependencies, map(&[("chatkitty-platform-sdk", "6.0.0")]));
+    assert_eq!(server.app("own").login("jane").await.json(), true);
+    let files = [
+        (
+            "functions/UserAttemptedStartSession.ts",
+            "export const handleEvent = () => require('is-number/package.json').version",
+        ),
+        ("package.json", r#"{ "dependencies": { "is-number": ">=6.0.0" } }"#),
+        ("package-lock.json", &lockfile(">=6.0.0", "6.0.0", IS_NUMBER_6)),
+    ];
+    let version = server.publish(request("locked", &files)).await.expect("publishes");
+    assert_eq!(version.dependencies, map(&[("chatkitty-platform-sdk", "2.4.0"), ("is-number", "6.0.0")]));
     server.stop().await;
 }

@@ -1,5 +1,6 @@
 //! Installs that fail: each says why, and leaves the app as it was.
 
+use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::Command;
@@ -44,16 +45,35 @@ async fn a_package_or_version_that_does_not_exist_is_told_in_npms_words() {
     server.stop().await;
 }
 
+/// Answers each request as a registry does while it is down.
+fn answer_503(listener: &TcpListener) {
+    for mut connection in listener.incoming().flatten() {
+        let _ = connection.read(&mut [0; 4096]);
+        let _ =
+            connection.write_all(b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+    }
+}
+
 #[tokio::test]
 async fn a_registry_that_is_away_is_unavailable() {
-    let closed = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port").port();
-    let npmrc = registry(closed);
-    let server = TestServer::with(&[&setting("npm_userconfig", npmrc.path())]).await;
-    server.deploy_function("demo", LOGIN, FINE).await;
-    let message = server.refuse(needing("demo", &[("ms", "2.1.2")]), Code::Unavailable, "REGISTRY_UNAVAILABLE").await;
-    assert!(message.contains("ECONNREFUSED"), "{message}");
-    server.assert_failed_and_tidy("demo", "ECONNREFUSED").await;
-    server.stop().await;
+    let listener = || TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = |listener: &TcpListener| listener.local_addr().expect("its address").port();
+    let closed = port(&listener());
+    let down = listener();
+    for (port, code) in [(closed, "ECONNREFUSED"), (port(&down), "E503")] {
+        let npmrc = registry(port);
+        let server = TestServer::with(&[&setting("npm_userconfig", npmrc.path())]).await;
+        if code == "E503" {
+            let down = down.try_clone().expect("a handle");
+            std::thread::spawn(move || answer_503(&down)); // Ends with the test's process.
+        }
+        server.deploy_function("demo", LOGIN, FINE).await;
+        let message =
+            server.refuse(needing("demo", &[("ms", "2.1.2")]), Code::Unavailable, "REGISTRY_UNAVAILABLE").await;
+        assert!(message.contains(code), "{message}");
+        server.assert_failed_and_tidy("demo", code).await;
+        server.stop().await;
+    }
 }
 
 #[tokio::test]

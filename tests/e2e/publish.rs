@@ -223,3 +223,26 @@ async fn the_callers_mistakes_are_refused_and_leave_nothing() {
 fn add(spec: &mut proto::VersionSpec, path: &str, text: &'static str) {
     spec.files.insert(path.to_owned(), Bytes::from_static(text.as_bytes()));
 }
+
+#[tokio::test]
+async fn sources_are_bounded() {
+    let server = TestServer::start().await;
+    let sized = |sizes: &[usize]| {
+        with(login("demo", "export const handleEvent = () => 1"), |spec| {
+            for (number, size) in sizes.iter().enumerate() {
+                spec.files.insert(format!("data/{number}.txt"), Bytes::from(vec![b'x'; *size]));
+            }
+        })
+    };
+    const FILE_MAX: usize = 4 << 20;
+    let version = server.publish(sized(&[FILE_MAX])).await.expect("as large as a file may be");
+    assert!(version.size_bytes > FILE_MAX as u64);
+    server.refuse(sized(&[FILE_MAX + 1]), Code::InvalidArgument, "TOO_LARGE").await;
+    server.refuse(sized(&[FILE_MAX; 6]), Code::InvalidArgument, "TOO_LARGE").await;
+    server.refuse(sized(&[1; 2000]), Code::InvalidArgument, "TOO_LARGE").await;
+    server.publish(sized(&[1; 1999])).await.expect("as many as there may be");
+    let status = server.publish(sized(&[FILE_MAX; 9])).await.expect_err("beyond publish_bytes_max");
+    assert_eq!(status.code(), Code::OutOfRange, "{status:?}");
+    assert_eq!(server.app("demo").versions().await.len(), 2);
+    server.stop().await;
+}

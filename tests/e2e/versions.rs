@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use chatfn::proto::{self, VersionState};
 use tonic::Code;
 
-use crate::harness::{LOGIN, TestServer, reason, request, wait_until};
+use crate::harness::{LOGIN, SENT, SENT_EVENT, TestServer, reason, request, wait_until};
 use crate::inspect::{answering, login, map, messages, with};
 
 #[tokio::test]
@@ -75,6 +75,9 @@ async fn a_publish_with_the_same_key_is_built_once() {
     let failing = proto::PublishVersionRequest { idempotency_key: "c".to_owned(), ..login("demo", "throw 1") };
     server.publish(failing).await.expect_err("it throws");
     assert_eq!(server.publish(keyed("c")).await.expect("now it works").number, 4);
+    // A restart does not forget: this is the retry of a caller that never heard the answer.
+    let server = server.crash_and_restart().await;
+    assert_eq!(server.publish(keyed("c")).await.expect("the same").number, 4);
     server.stop().await;
 }
 
@@ -82,12 +85,16 @@ async fn a_publish_with_the_same_key_is_built_once() {
 async fn publishes_of_one_app_come_one_after_the_other_and_too_many_are_refused() {
     let server = TestServer::with(&["builds_waiting_max=3"]).await;
     let texts = ["a", "b", "c"];
-    let publishes = texts.map(|text| server.publish(answering("demo", text)));
+    let publishes = texts.map(|text| server.publish_with_progress(answering("demo", text)));
     let done = futures_util::future::join_all(publishes).await;
-    let numbers: BTreeSet<_> = done.iter().map(|version| version.as_ref().expect("publishes").number).collect();
-    assert_eq!(numbers, BTreeSet::from([1, 2, 3]));
+    let done: Vec<_> = done.into_iter().map(|one| one.expect("publishes")).collect();
+    assert_eq!(done.iter().map(|(version, _)| version.number).collect::<BTreeSet<_>>(), BTreeSet::from([1, 2, 3]));
+    let waited = |progress: &[proto::Progress]| {
+        messages(progress, "validate").iter().any(|line| line.contains("waiting for another"))
+    };
+    assert_eq!(done.iter().filter(|(_, progress)| waited(progress)).count(), 2, "{done:?}");
     assert_eq!(server.app("demo").show().await.active_version, 3);
-    let slow = "module.exports = new Promise((done) => setTimeout(done, 1000));";
+    let slow = "module.exports = new Promise((done) => setTimeout(done, 3000));";
     let files = [("functions/UserAttemptedStartSession.ts", "export const handleEvent = () => 1"), ("init.js", slow)];
     let busy: Vec<_> = ["p", "q", "r"].map(|app| server.publish(request(app, &files))).into_iter().collect();
     let busy = futures_util::future::join_all(busy);
@@ -152,5 +159,48 @@ async fn versions_are_told_in_full_but_for_their_secrets() {
     assert_eq!((numbers(&last), last.next_page_token.as_str()), (vec![1], ""));
     assert_eq!(page(1001, "").await.expect_err("too large").code(), Code::InvalidArgument);
     assert_eq!(page(2, "nonsense").await.expect_err("no token of ours").code(), Code::InvalidArgument);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_version_that_queued_events_need_stays_until_they_are_done() {
+    let server = TestServer::start().await;
+    let failing = with(request("demo", &[]), |spec| {
+        spec.functions.push(proto::FunctionSpec {
+            trigger_type: SENT.to_owned(),
+            code: Some(proto::function_spec::Code::Source(
+                "exports.handleEvent = () => { throw new Error('no') }".to_owned(),
+            )),
+            ..Default::default()
+        });
+    });
+    server.publish(failing).await.expect("publishes");
+    let app = server.app("demo");
+    app.invoke(SENT, SENT_EVENT).await.expect("accepted");
+    server.publish(answering("demo", "two")).await.expect("publishes");
+    let status = app.delete(1).await.expect_err("its event waits for a retry");
+    assert_eq!(reason(&status), (Code::FailedPrecondition, "VERSION_NEEDED_BY_EVENTS".to_owned()));
+    server.assert_tidy("demo").await;
+    // The app as a whole goes with everything of it.
+    server.apps().delete_app(proto::DeleteAppRequest { app_id: "demo".to_owned() }).await.expect("deletes");
+    assert_eq!(reason(&app.version(2).await.expect_err("gone")), (Code::NotFound, "APP_NOT_FOUND".to_owned()));
+    assert!(server.artifacts("demo").is_empty());
+    wait_until("no worker is left", async || server.worker_processes().is_empty()).await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_publish_goes_on_when_its_caller_hangs_up() {
+    let server = TestServer::start().await;
+    let mut steps = server.versions().publish_version(answering("demo", "one")).await.expect("begins").into_inner();
+    steps.message().await.expect("a step");
+    drop(steps);
+    wait_until("it is active", async || {
+        let request = proto::GetAppRequest { app_id: "demo".to_owned() };
+        let shown = server.apps().get_app(request).await;
+        shown.is_ok_and(|shown| shown.into_inner().app.is_some_and(|app| app.active_version == 1))
+    })
+    .await;
+    server.assert_serves("demo", 1).await;
     server.stop().await;
 }
