@@ -323,18 +323,16 @@ impl<'a> Output<'a> {
 
     /// npm's own words: `npm error code E404`, then lines of explanation.
     fn explain(&self) -> InstallError {
-        let errors = self
-            .tail
-            .iter()
-            .filter_map(|line| line.strip_prefix("npm error").or_else(|| line.strip_prefix("npm ERR!")).map(str::trim));
+        const OF_LOGS: [&str; 3] = ["complete log of this run", "-debug-0.log", "Log files were not written"];
+        let errors = self.tail.iter().filter_map(|line| {
+            line.strip_prefix("npm error").or_else(|| line.strip_prefix("npm ERR!")).map(str::trim)
+        });
         let mut code = String::new();
         let mut reason = Vec::new();
         for line in errors {
             match line.strip_prefix("code ") {
                 Some(found) => code = found.to_owned(),
-                None if line.is_empty()
-                    || line.contains("complete log of this run")
-                    || line.contains("-debug-0.log") => {}
+                None if line.is_empty() || OF_LOGS.iter().any(|text| line.contains(text)) => {}
                 None => reason.push(line),
             }
         }
