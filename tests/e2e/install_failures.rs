@@ -36,6 +36,7 @@ async fn a_package_or_version_that_does_not_exist_is_told_in_npms_words() {
     let name = "chatfn-surely-nobody-publishes-this";
     let message = server.refuse(needing("demo", &[(name, "1.0.0")]), Code::FailedPrecondition, "INSTALL_FAILED").await;
     assert!(message.contains("E404") && message.contains(name), "{message}");
+    assert!(!message.contains("Log files"), "npm's remark about its own logs explains nothing: {message}");
     server.assert_failed_and_tidy("demo", "E404").await;
     let message =
         server.refuse(needing("demo", &[("is-number", "99.0.0")]), Code::FailedPrecondition, "INSTALL_FAILED").await;
@@ -54,26 +55,24 @@ fn answer_503(listener: &TcpListener) {
     }
 }
 
+async fn assert_away(port: u16, code: &str) {
+    let npmrc = registry(port);
+    let server = TestServer::with(&[&setting("npm_userconfig", npmrc.path())]).await;
+    server.deploy_function("demo", LOGIN, FINE).await;
+    let message = server.refuse(needing("demo", &[("ms", "2.1.2")]), Code::Unavailable, "REGISTRY_UNAVAILABLE").await;
+    assert!(message.contains(code), "{message}");
+    server.assert_failed_and_tidy("demo", code).await;
+    server.stop().await;
+}
+
 #[tokio::test]
 async fn a_registry_that_is_away_is_unavailable() {
     let listener = || TcpListener::bind("127.0.0.1:0").expect("a port");
     let port = |listener: &TcpListener| listener.local_addr().expect("its address").port();
-    let closed = port(&listener());
-    let down = listener();
-    for (port, code) in [(closed, "ECONNREFUSED"), (port(&down), "E503")] {
-        let npmrc = registry(port);
-        let server = TestServer::with(&[&setting("npm_userconfig", npmrc.path())]).await;
-        if code == "E503" {
-            let down = down.try_clone().expect("a handle");
-            std::thread::spawn(move || answer_503(&down)); // Ends with the test's process.
-        }
-        server.deploy_function("demo", LOGIN, FINE).await;
-        let message =
-            server.refuse(needing("demo", &[("ms", "2.1.2")]), Code::Unavailable, "REGISTRY_UNAVAILABLE").await;
-        assert!(message.contains(code), "{message}");
-        server.assert_failed_and_tidy("demo", code).await;
-        server.stop().await;
-    }
+    let (down, closed) = (listener(), port(&listener()));
+    let down_port = port(&down);
+    std::thread::spawn(move || answer_503(&down)); // Ends with the test's process.
+    tokio::join!(assert_away(closed, "ECONNREFUSED"), assert_away(down_port, "E503"));
 }
 
 #[tokio::test]
@@ -94,20 +93,21 @@ async fn a_registry_that_never_answers_ends_at_the_install_timeout() {
     server.stop().await;
 }
 
+async fn assert_bounded(setting: &str, name: &str) {
+    let server = TestServer::with(&[setting]).await;
+    let small = server.publish(needing("demo", &[("ms", "2.1.2")])).await.expect("within the limit");
+    let large = needing("demo", &[("ejs", "2.7.4"), ("ms", "2.1.2")]); // 140 kB in 17 files.
+    let message = server.refuse(large, Code::FailedPrecondition, "INSTALL_TOO_LARGE").await;
+    assert!(message.contains(name), "{message}");
+    server.assert_failed_and_tidy("demo", name).await;
+    assert_eq!(server.layers("demo"), [small.layer].into());
+    server.stop().await;
+}
+
 #[tokio::test]
 async fn an_installed_tree_is_bounded_in_bytes_and_in_files() {
-    let large = [("ejs", "2.7.4"), ("ms", "2.1.2")]; // 200 KiB in 20 files.
-    for (setting, name) in
-        [("install_bytes_max=100000", "install_bytes_max"), ("install_files_max=14", "install_files_max")]
-    {
-        let server = TestServer::with(&[setting]).await;
-        let small = server.publish(needing("demo", &[("ms", "2.1.2")])).await.expect("within the limit");
-        let message = server.refuse(needing("demo", &large), Code::FailedPrecondition, "INSTALL_TOO_LARGE").await;
-        assert!(message.contains(name), "{message}");
-        server.assert_failed_and_tidy("demo", name).await;
-        assert_eq!(server.layers("demo"), [small.layer].into());
-        server.stop().await;
-    }
+    let bytes = assert_bounded("install_bytes_max=100000", "install_bytes_max");
+    tokio::join!(bytes, assert_bounded("install_files_max=14", "install_files_max"));
 }
 
 /// A small file system of its own, unmounted at the end, also of a panic.
