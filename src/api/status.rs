@@ -13,8 +13,8 @@ use crate::publish::InstallError;
 use crate::{invoke, publish, serving, store};
 
 const DOMAIN: &str = "chatfn";
-/// Proxies refuse more than 8 KiB of metadata; a stack may be larger, and base64 makes it larger still.
-const MESSAGE_BYTES_MAX: usize = 4 << 10;
+/// Of a message as it travels. Proxies refuse more than 8 KiB of metadata, and clients silently lose the reason beyond 16 KiB.
+const ENCODED_BYTES_MAX: usize = 7 << 10;
 /// When to ask again after AT_CAPACITY.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
 
@@ -30,9 +30,19 @@ fn with_retry(code: Code, reason: &str, message: impl Into<String>) -> Status {
     Status::with_error_details(code, short(message.into()), details)
 }
 
+/// A stack may be long, and it goes out twice: percent-encoded as the message, and in base64 within the details.
 fn short(mut message: String) -> String {
-    if message.len() > MESSAGE_BYTES_MAX {
-        message.truncate(message.floor_char_boundary(MESSAGE_BYTES_MAX));
+    let mut thirds_left = ENCODED_BYTES_MAX * 3;
+    let too_much = |c: &(usize, char)| {
+        let bytes = c.1.len_utf8();
+        let plain = c.1.is_ascii_graphic() && !"\"#%<>`?{}".contains(c.1);
+        let cost = bytes * (if plain { 3 } else { 9 } + 4);
+        let fits = cost <= thirds_left;
+        thirds_left = thirds_left.saturating_sub(cost);
+        !fits
+    };
+    if let Some((end, _)) = message.char_indices().find(too_much) {
+        message.truncate(end);
         message.push('…');
     }
     message
@@ -144,5 +154,19 @@ fn install_status(err: &InstallError, message: String) -> Status {
         InstallError::TooLarge(_) => failed("INSTALL_TOO_LARGE"),
         InstallError::DiskFull(_) => failed("DISK_FULL"),
         InstallError::Broken(_) => internal(&message),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_is_cut_by_what_it_costs_on_the_wire() {
+        for (text, kept) in [("x", 3072), ("ä", 827), ("💥", 413), (" ", 1654), ("%", 1654)] {
+            let fits = text.repeat(kept);
+            assert_eq!(short(fits.clone()), fits, "{text}");
+            assert_eq!(short(format!("{fits}{text}")), format!("{fits}…"), "{text}");
+        }
     }
 }

@@ -101,3 +101,15 @@ async fn nothing_is_stored_or_activated_after_a_failed_verification() {
     server.assert_tidy("demo").await;
     server.stop().await;
 }
+
+#[tokio::test]
+async fn an_error_of_any_size_and_script_reaches_the_caller() {
+    let server = TestServer::start().await;
+    for text in ["x", "ä", "💥", "%", "\\n", "\\u0000"] {
+        let init = format!("throw new Error('{text}'.repeat(50_000));");
+        let request = request("demo", &[("functions/UserAttemptedStartSession.ts", FINE), ("init.js", &init)]);
+        let message = server.refuse(request, Code::FailedPrecondition, "VERIFICATION_FAILED").await;
+        assert!(message.len() > 1500, "{message}");
+    }
+    server.stop().await;
+}
