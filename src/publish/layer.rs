@@ -57,7 +57,8 @@ impl Installer {
         }
         if !project.scripts_allowed.is_empty() {
             // Read by newer npm, which warns of (and is to refuse) what is not listed; older ones ignore it.
-            let allowed: BTreeMap<&str, bool> = project.scripts_allowed.iter().map(|name| (name.as_str(), true)).collect();
+            let allowed: BTreeMap<&str, bool> =
+                project.scripts_allowed.iter().map(|name| (name.as_str(), true)).collect();
             package["allowScripts"] = json!(allowed);
         }
         package

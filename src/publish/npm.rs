@@ -162,7 +162,9 @@ impl Npm {
                 explained => explained,
             }),
             // The kernel's limit on a single file: sooner than the next measurement.
-            ExitStatus::Signal(signal) if signal == nix::libc::SIGXFSZ => Err(self.too_large("one file alone is larger")),
+            ExitStatus::Signal(signal) if signal == nix::libc::SIGXFSZ => {
+                Err(self.too_large("one file alone is larger"))
+            }
             ExitStatus::Signal(signal) => Err(InstallError::Broken(format!("npm was ended by signal {signal}"))),
             ExitStatus::Unknown => Err(InstallError::Broken("the sandbox broker is gone".to_owned())),
         }
@@ -324,9 +326,10 @@ impl<'a> Output<'a> {
     /// npm's own words: `npm error code E404`, then lines of explanation.
     fn explain(&self) -> InstallError {
         const OF_LOGS: [&str; 3] = ["complete log of this run", "-debug-0.log", "Log files were not written"];
-        let errors = self.tail.iter().filter_map(|line| {
-            line.strip_prefix("npm error").or_else(|| line.strip_prefix("npm ERR!")).map(str::trim)
-        });
+        let errors = self
+            .tail
+            .iter()
+            .filter_map(|line| line.strip_prefix("npm error").or_else(|| line.strip_prefix("npm ERR!")).map(str::trim));
         let mut code = String::new();
         let mut reason = Vec::new();
         for line in errors {

@@ -375,8 +375,3 @@ pub fn reason(status: &Status) -> (Code, String) {
     let reason = status.get_error_details().error_info().map(|info| info.reason.clone());
     (status.code(), reason.unwrap_or_default())
 }
-
-/// A file of the repository.
-pub fn repository(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
-}

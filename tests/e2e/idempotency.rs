@@ -7,7 +7,6 @@ use serde_json::json;
 
 use crate::harness::{Answered, LOGIN, TestApp, TestServer, wait_until};
 use crate::pool::{Gate, until_busy};
-use crate::publish_request::Publish;
 
 /// No two executions answer the same.
 const UNIQUE: &str = "export const handleEvent = (event) => {
