@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use chatfn::proto::{self, ErrorKind};
+use chatfn::proto::{self, ErrorKind, invoke_response::Outcome};
 use serde_json::json;
 
 use crate::harness::{Answered, LOGIN, TestApp, TestServer, wait_until};
@@ -93,6 +93,25 @@ async fn an_error_after_the_answer_spoils_no_answer_and_is_logged() {
         .await;
     let row = app.invocation(&answer.invocation_id).await;
     assert_eq!((row.status(), row.error), (proto::InvocationStatus::Succeeded, None));
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_worker_that_ends_between_two_calls_fails_neither() {
+    let server = TestServer::start().await;
+    let source = "export const handleEvent = (event, context) => {
+        if (event.username === 'exit') setImmediate(() => process.exit(0));
+        if (event.username === 'reject') setImmediate(() => Promise.reject(new Error('between')));
+        if (event.username === 'deny') { try { context.deny('no'); } catch {} process.exit(0); }
+        return 'fine';
+    }";
+    let app = server.deploy_function("demo", LOGIN, source).await;
+    for case in ["exit", "reject", "deny"].repeat(4) {
+        let first = app.login(case).await;
+        let next = app.login("jane").await;
+        assert!(!matches!(first.outcome, Some(Outcome::Error(_))), "{case}: {:?}", first.outcome);
+        assert_eq!(next.json(), json!("fine"), "after {case}");
+    }
     server.stop().await;
 }
 

@@ -72,6 +72,29 @@ async fn a_plain_denial_has_neither_code_nor_data() {
 }
 
 #[tokio::test]
+async fn a_denial_stands_whatever_follows() {
+    let server = TestServer::start().await;
+    let source = "export const handleEvent = async (event, context) => {
+        const deny = () => context.deny(event.username);
+        switch (event.username) {
+            case 'caught': try { deny(); } catch {} return 'allowed';
+            case 'not awaited': Promise.resolve().then(deny); return new Promise(() => {});
+            case 'exit': try { deny(); } catch {} return process.exit(0);
+            case 'throw': try { deny(); } catch {} throw new Error('oops');
+            case 'bad result': try { deny(); } catch {} return 1n;
+        }
+    }";
+    let policy = FailurePolicy { on_error: FailureAction::Allow.into(), ..Default::default() };
+    let app = Publish::login("demo", source).policy(policy).on(&server).await;
+    for case in ["caught", "not awaited", "exit", "throw", "bad result"] {
+        let answer = app.login(case).await;
+        assert_eq!((answer.verdict(), answer.decided_by()), (Verdict::Deny, DecidedBy::Function), "{case}");
+        assert!(matches!(answer.outcome, Some(Outcome::Denied(denial)) if denial.reason == case), "{case}");
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn a_default_result_stands_in_where_the_policy_allows() {
     let server = TestServer::start().await;
     let policy = FailurePolicy {
