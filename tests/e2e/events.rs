@@ -110,6 +110,25 @@ async fn an_event_with_a_known_key_is_a_duplicate() {
 }
 
 #[tokio::test]
+async fn of_events_that_come_together_with_one_key_one_is_queued() {
+    let server = TestServer::start().await;
+    let app = Publish::sent("demo", HANDLES).on(&server).await;
+    let mut request = app.call(SENT, &event("once"));
+    request.idempotency_key = "one".to_owned();
+    let mut calls = tokio::task::JoinSet::new();
+    for _ in 0..20 {
+        let (app, request) = (app.clone(), request.clone());
+        calls.spawn(async move { accept(&app, request).await });
+    }
+    let accepted = calls.join_all().await;
+    assert_eq!(accepted.iter().filter(|accepted| !accepted.duplicate).count(), 1);
+    assert!(accepted.iter().all(|one| one.event_id == accepted[0].event_id));
+    wait_until("it ran", async || !results(&app).await.is_empty()).await;
+    assert_eq!(app.history().await.len(), 1);
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn events_with_one_ordering_key_run_one_after_the_other() {
     let server = TestServer::start().await;
     // The earlier, the slower: without the key they would overtake each other.

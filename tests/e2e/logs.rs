@@ -97,6 +97,29 @@ async fn a_log_is_cut_at_its_limits_and_says_so_once() {
 }
 
 #[tokio::test]
+async fn the_last_lines_before_an_end_are_kept() {
+    let server = TestServer::start().await;
+    let source = "export const handleEvent = (event) => {
+        console.log('on the console');
+        process.stdout.write('on stdout');
+        if (event.username === 'kill') process.kill(process.pid, 'SIGKILL');
+        if (event.username === 'exit') process.exit(1);
+        while (event.username === 'spin') {}
+        return new Promise(() => {});
+    }";
+    let app = Publish::login("demo", source).timeout(Duration::from_secs(1)).on(&server).await;
+    for case in ["kill", "exit", "spin", "wait"] {
+        let answer = app.login(case).await;
+        wait_until("both lines are there", async || {
+            let logs = app.invocation(&answer.invocation_id).await.logs;
+            ["on the console", "on stdout"].iter().all(|text| logs.iter().any(|line| line.text == *text))
+        })
+        .await;
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn lines_outside_of_an_invocation_are_the_apps() {
     let server = TestServer::start().await;
     let app = Publish::login("demo", "export const handleEvent = () => 1")

@@ -128,6 +128,43 @@ async fn processes_that_keep_forking_end_with_their_worker() {
     server.stop().await; // Which looks for processes that are left.
 }
 
+/// The temporary directories of workers.
+fn scratch(data: &Path) -> Vec<std::path::PathBuf> {
+    let mut found = Vec::new();
+    let mut pending = vec![data.to_owned()];
+    while let Some(directory) = pending.pop() {
+        for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+            let is_scratch = entry.file_name().to_string_lossy().starts_with("worker-");
+            if is_scratch { found.push(entry.path()) } else { pending.push(entry.path()) }
+        }
+    }
+    found
+}
+
+#[tokio::test]
+async fn a_workers_temporary_files_go_with_it_also_after_a_crash() {
+    let server = TestServer::with(&["idle_ttl=200ms"]).await;
+    let source = "export const handleEvent = (event) => {
+        const file = require('path').join(require('os').tmpdir(), 'kept');
+        require('fs').writeFileSync(file, 'x');
+        while (event.username === 'spin') {}
+        return file;
+    }";
+    let app = Publish::login("demo", source).timeout(Duration::from_secs(60)).on(&server).await;
+    let file: String = serde_json::from_value(app.login("jane").await.json()).expect("a path");
+    assert!(Path::new(&file).starts_with(server.data()), "{file}");
+    wait_until("it is gone", async || scratch(server.data()).is_empty()).await;
+    let spins = {
+        let app = app.clone();
+        tokio::spawn(async move { app.invoke(LOGIN, r#"{"username":"spin"}"#).await })
+    };
+    wait_until("it is there", async || scratch(server.data()).iter().any(|path| path.join("kept").exists())).await;
+    let server = server.crash_and_restart().await;
+    assert_eq!(scratch(server.data()), [Path::new(""); 0]);
+    spins.await.expect("joins").expect_err("the service is gone");
+    server.stop().await;
+}
+
 /// The service's child of that name.
 fn broker_of(service: u32) -> Pid {
     let children = std::fs::read_to_string(format!("/proc/{service}/task/{service}/children")).expect("children");

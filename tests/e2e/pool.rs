@@ -288,3 +288,24 @@ async fn an_initialization_that_fails_at_run_time_is_told_and_recovers() {
     wait_until("it recovers", async || matches!(app.login("jane").await.outcome, Some(Outcome::Result(_)))).await;
     server.stop().await;
 }
+
+#[tokio::test]
+async fn deleting_an_app_ends_its_workers_and_what_they_run() {
+    let server = TestServer::start().await;
+    let gate = Gate::new();
+    let app = gate.function("demo").on(&server).await;
+    let other = gate.function("other").on(&server).await;
+    let (running, others) = (hold(&app, 1), hold(&other, 1));
+    until_busy(&app, 1).await;
+    until_busy(&other, 1).await;
+    let pids = app.pool().await.worker_pids;
+    server.apps().delete_app(proto::DeleteAppRequest { app_id: app.id.clone() }).await.expect("deletes");
+    let answer = running.join_all().await.remove(0);
+    assert_eq!((answer.failure().kind(), answer.failure().retryable), (ErrorKind::Collateral, true));
+    let gone = app.invoke(LOGIN, r#"{"username":"jane"}"#).await.expect_err("gone");
+    assert_eq!(reason(&gone), (Code::NotFound, "APP_NOT_FOUND".to_owned()));
+    wait_until("its workers are gone", async || server.worker_processes().iter().all(|pid| !pids.contains(pid))).await;
+    gate.open();
+    others.join_all().await.remove(0).json();
+    server.stop().await;
+}
