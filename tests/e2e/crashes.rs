@@ -155,7 +155,7 @@ async fn a_crash_leaves_other_workers_and_other_apps_alone() {
 
 #[tokio::test]
 async fn among_many_calls_each_gets_its_own_outcome() {
-    let server = TestServer::start().await;
+    let server = TestServer::with(&["wait_max=60s"]).await;
     let source = "export const handleEvent = async (event) => {
         const [what] = event.username.split(' ');
         if (what === 'throw') throw new Error(event.username);
@@ -167,7 +167,7 @@ async fn among_many_calls_each_gets_its_own_outcome() {
     }";
     let app = Publish::login("demo", source).timeout(Duration::from_secs(60)).on(&server).await;
     let mut calls = tokio::task::JoinSet::new();
-    for n in 0..120 {
+    for n in 0..80 {
         let app = app.clone();
         let what = ["echo", "throw", "echo", "exit", "echo", "kill", "echo", "reject"][n % 8];
         calls.spawn(async move {

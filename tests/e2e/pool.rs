@@ -66,7 +66,7 @@ fn one_worker(limits: &mut proto::Limits) {
 
 #[tokio::test]
 async fn a_burst_on_a_cold_app_starts_no_more_workers_than_allowed_and_answers_all() {
-    let server = TestServer::start().await;
+    let server = TestServer::with(&["wait_max=60s"]).await;
     let app = Publish::login("demo", PID)
         .timeout(Duration::from_secs(60))
         .limits(|limits| limits.workers_max = 2)
