@@ -32,6 +32,8 @@ const STDERR_TAIL_BYTES: usize = 16 << 10;
 const ENVELOPE_BYTES: usize = 256 << 10;
 /// What one turn of the loop takes from stdout or stderr, so that a flood cannot starve the protocol.
 const READ_BYTES: usize = 32 << 10;
+/// What a pipe can hold (64 KiB, pipe(7)) is what was written before an answer; more comes from somebody who goes on writing.
+const PIPE_READS_MAX: usize = 3;
 
 pub(super) struct Driver {
     config: Arc<Config>,
@@ -51,8 +53,10 @@ pub(super) struct Driver {
     killed: Option<KillCause>,
     /// The shim said that it exits. What it did not answer by then it never began.
     leaving: bool,
-    /// Slots that stay taken until the process is gone, as it is on its way out.
-    held: Vec<OnFree>,
+    /// It said that something an answered invocation left behind failed.
+    faulted: bool,
+    /// The process is gone.
+    exited: bool,
     spawned: Instant,
 }
 
@@ -158,7 +162,8 @@ impl Driver {
             sink,
             killed: None,
             leaving: false,
-            held: Vec::new(),
+            faulted: false,
+            exited: false,
             spawned,
         })
     }
@@ -171,10 +176,15 @@ impl Driver {
                 break exit;
             }
             self.handle(wake);
+            // A worker that never stops talking must not keep its timer from being seen.
+            if self.next_deadline().is_some_and(|deadline| deadline <= Instant::now()) {
+                self.expire(Instant::now());
+            }
         };
+        self.exited = true;
         // What it said before it died still counts: an answer, a fault, or the reason on stderr.
         let _ = timeout(DRAIN_MAX, self.drain()).await;
-        self.bury(&exit);
+        self.bury(&exit).await;
     }
 
     async fn next_wake(&mut self) -> Wake {
@@ -195,7 +205,8 @@ impl Driver {
 
     fn next_deadline(&self) -> Option<Instant> {
         if self.killed.is_some() {
-            return None; // Nothing but its end is of interest now.
+            // Its end may take a while; nobody's answer does.
+            return self.in_flight.iter().filter(|entry| entry.reply.is_some()).map(|entry| entry.deadline).min();
         }
         let phase = match &self.phase {
             Phase::Booting { deadline, .. }
@@ -219,12 +230,10 @@ impl Driver {
                 self.io.stderr.note(&result);
                 self.log_output(LogSource::Stderr, false);
             }
-            Wake::Writable => self.flush(),
-            Wake::Command(Some(Command::Invoke(job, reply))) if matches!(self.phase, Phase::Serving) => {
-                self.invoke(*job, reply);
-            }
+            Wake::Writable => drop(self.flush()),
+            Wake::Command(Some(Command::Invoke(job, reply))) if self.takes_jobs() => self.invoke(*job, reply),
             // Too late: dropping the reply says that it was not begun.
-            Wake::Command(Some(Command::Invoke(job, _))) => self.held.push(job.on_free),
+            Wake::Command(Some(Command::Invoke(job, _))) => (job.on_free)(None),
             Wake::Command(Some(Command::Stop)) => self.stop(),
             Wake::Command(None) => {
                 self.wanted = false;
@@ -236,6 +245,10 @@ impl Driver {
         }
     }
 
+    fn takes_jobs(&self) -> bool {
+        matches!(self.phase, Phase::Serving) && self.killed.is_none() && !self.exited
+    }
+
     fn kill(&mut self, cause: KillCause) {
         if self.killed.is_none() {
             self.killed = Some(cause);
@@ -243,21 +256,24 @@ impl Driver {
         }
     }
 
-    fn send(&mut self, body: &[u8]) {
+    /// False: nobody reads at the other end.
+    fn send(&mut self, body: &[u8]) -> bool {
         let mut encoder = FrameCodec::new(usize::MAX); // Our own messages: their parts were limited where they came in.
-        if encoder.encode(body, &mut self.io.outbox).is_ok() {
-            self.flush();
-        }
+        encoder.encode(body, &mut self.io.outbox).is_ok() && self.flush()
     }
 
-    fn flush(&mut self) {
+    fn flush(&mut self) -> bool {
         while !self.io.outbox.is_empty() {
             match self.io.write.try_write(&self.io.outbox) {
                 Ok(written) => self.io.outbox.advance(written),
-                Err(err) if err.kind() == io::ErrorKind::WouldBlock => return,
-                Err(_) => return self.io.outbox.clear(), // It is dying; its exit says how.
+                Err(err) if err.kind() == io::ErrorKind::WouldBlock => return true,
+                Err(_) => {
+                    self.io.outbox.clear(); // It is dying; its exit says how.
+                    return false;
+                }
             }
         }
+        true
     }
 
     fn invoke(&mut self, job: Job, reply: oneshot::Sender<Reply>) {
@@ -289,7 +305,12 @@ impl Driver {
             console_budget: Budget::new(&limits.with_room_for_the_shims_own_line()),
             raw_budget: Budget::new(limits),
         });
-        self.send(&body);
+        if !self.send(&body)
+            && let Some(entry) = self.in_flight.pop()
+            && let Some(on_free) = entry.on_free
+        {
+            on_free(None); // Its reply is dropped: it never began.
+        }
     }
 
     fn read_frames(&mut self) {
@@ -310,11 +331,20 @@ impl Driver {
                 let failure = self.cleaned(failure);
                 let text = format!("uncaught after its invocation ended: {failure}");
                 self.sink.system(&Origin::default(), LogLevel::Error, &text);
-                if exiting { self.leave() } else { self.stop() }
+                self.fault(exiting);
             }
             Ok(Inbound::Response { id, body }) => self.respond(&id, body),
             Err(err) => self.kill(KillCause::Protocol(err.to_string())),
         }
+    }
+
+    /// The shim says it once, and only while it serves; a worker that goes on about it is not our shim any more.
+    fn fault(&mut self, exiting: bool) {
+        if self.faulted || matches!(self.phase, Phase::Booting { .. } | Phase::Initializing { .. }) {
+            return self.kill(KillCause::Protocol("a fault out of place".to_owned()));
+        }
+        self.faulted = !exiting;
+        if exiting { self.leave() } else { self.stop() }
     }
 
     fn ready(&mut self, node: &str) {
@@ -411,10 +441,9 @@ impl Driver {
                 &format!("the handler settled after its timeout, {late} ms after it began"),
             );
         }
-        match entry.on_free.take() {
-            Some(on_free) if !leaving && matches!(self.phase, Phase::Serving) => on_free(Some(usage)),
-            // It takes no other job: its slot stays taken until it is gone.
-            on_free => self.held.extend(on_free),
+        if let Some(on_free) = entry.on_free.take() {
+            // On its way out it takes no other job: the pool hears that it is gone.
+            on_free((!leaving && self.takes_jobs()).then_some(usage));
         }
         if leaving {
             self.leave();
@@ -472,6 +501,7 @@ impl Driver {
         for id in cancelled {
             self.send(&protocol::cancel(&id));
         }
+        // With `killed` set already this changes nothing.
         if let Some(trigger_type) = overdue {
             self.kill(KillCause::Overdue(trigger_type));
         }
@@ -527,13 +557,15 @@ impl Driver {
             [only] => &mut only.raw_budget,
             _ => &mut self.idle_budget,
         };
+        let mut reads_left = if all { PIPE_READS_MAX } else { 0 };
         loop {
             while let Some(line) = stream.next_line(&mut self.io.stderr_tail) {
                 self.sink.raw(&origin, budget, source, &line);
             }
-            if !(all && stream.read_now()) {
+            if reads_left == 0 || !stream.read_now() {
                 break;
             }
+            reads_left -= 1;
         }
         if all && let Some(line) = stream.rest(&mut self.io.stderr_tail) {
             self.sink.raw(&origin, budget, source, &line);
@@ -551,7 +583,7 @@ impl Driver {
     }
 
     /// Answers everybody who still waits.
-    fn bury(mut self, exit: &Exit) {
+    async fn bury(mut self, exit: &Exit) {
         let tail = String::from_utf8_lossy(&self.io.stderr_tail).into_owned();
         let end = death::failure(exit, &tail, self.program.limits.memory_bytes);
         match std::mem::replace(&mut self.phase, Phase::Stopping) {
@@ -588,10 +620,10 @@ impl Driver {
                 on_free(None);
             }
         }
-        for on_free in self.held.drain(..) {
-            on_free(None);
-        }
-        if let Err(err) = self.scratch.close() {
+        // A tenant may have left a million files there.
+        let scratch = self.scratch;
+        let removed = tokio::task::spawn_blocking(move || scratch.close()).await;
+        if let Ok(Err(err)) = removed {
             tracing::warn!(%err, "failed to remove a worker's temporary directory");
         }
     }

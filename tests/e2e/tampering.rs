@@ -179,3 +179,19 @@ async fn a_workers_standard_descriptors_lead_to_null_and_to_its_log() {
     assert!(files.is_empty() && sockets.is_empty(), "inherited: {links:?}");
     server.stop().await;
 }
+
+#[tokio::test]
+async fn a_flood_that_goes_on_after_the_answer_holds_nothing_up() {
+    let server = TestServer::start().await;
+    let source = "const { spawn } = require('node:child_process');
+        exports.handleEvent = () => {
+            spawn('yes', { stdio: ['ignore', 1, 'ignore'] });
+            spawn('yes', { stdio: ['ignore', 'ignore', 2] });
+            return 'fine';
+        };";
+    let app = server.deploy_function("demo", LOGIN, source).await;
+    for _ in 0..3 {
+        assert_eq!(app.login("jane").await.json(), serde_json::json!("fine"));
+    }
+    server.stop().await;
+}
