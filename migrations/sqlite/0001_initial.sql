@@ -69,7 +69,8 @@ CREATE INDEX events_turn ON events (app_id, trigger_type, ordering_key, seq) WHE
 CREATE INDEX events_in_flight ON events (app_id, trigger_type, ordering_key) WHERE state = 1;
 CREATE INDEX events_by_app ON events (app_id, state, seq);
 CREATE INDEX events_finished ON events (finished_at) WHERE finished_at IS NOT NULL AND state < 4;
-CREATE UNIQUE INDEX events_by_idempotency_key ON events (app_id, idempotency_key) WHERE idempotency_key IS NOT NULL;
+CREATE UNIQUE INDEX events_by_idempotency_key ON events (app_id, trigger_type, idempotency_key)
+    WHERE idempotency_key IS NOT NULL;
 
 CREATE TABLE invocations (
     id TEXT NOT NULL PRIMARY KEY,

@@ -97,7 +97,7 @@ async fn insert(tx: &mut Transaction<'static, Sqlite>, event: &NewEvent) -> Resu
         "INSERT INTO events (id, app_id, trigger_type, version, payload_json, ordering_key, idempotency_key, state,
              attempt, due_at, enqueued_at)
          SELECT $1, id, $3, $4, $5, $6, $7, 0, 0, $8, $9 FROM apps WHERE id = $2
-         ON CONFLICT (app_id, idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING",
+         ON CONFLICT (app_id, trigger_type, idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING",
     );
     let query = query.bind(event_id.to_string()).bind(event.app.as_str()).bind(event.trigger_type.as_str());
     let query = query.bind(signed(event.version.0)).bind(event.payload.as_str()).bind(&event.ordering_key);
@@ -112,8 +112,9 @@ async fn insert(tx: &mut Transaction<'static, Sqlite>, event: &NewEvent) -> Resu
 
 /// The event that has the idempotency key already.
 async fn first(tx: &mut Transaction<'static, Sqlite>, event: &NewEvent) -> Result<Enqueued, Error> {
-    let query = sqlx::query("SELECT id, version FROM events WHERE app_id = $1 AND idempotency_key = $2");
-    let query = query.bind(event.app.as_str()).bind(&event.idempotency_key);
+    let query =
+        sqlx::query("SELECT id, version FROM events WHERE app_id = $1 AND trigger_type = $2 AND idempotency_key = $3");
+    let query = query.bind(event.app.as_str()).bind(event.trigger_type.as_str()).bind(&event.idempotency_key);
     match query.fetch_optional(&mut **tx).await.map_err(during(VERB))? {
         Some(row) => {
             Ok(Enqueued { event_id: get_parsed(&row, "id")?, version: get_version(&row, "version")?, duplicate: true })

@@ -221,3 +221,23 @@ async fn a_full_pool_delays_events_and_loses_none() {
     assert_eq!(queue.dead, 0);
     server.stop().await;
 }
+
+#[tokio::test]
+async fn a_key_belongs_to_its_trigger_type() {
+    let server = TestServer::start().await;
+    let read = "UserReadMessage";
+    let files = [("functions/UserSentMessage.ts", HANDLES), ("functions/UserReadMessage.ts", HANDLES)];
+    let app = server.deploy("demo", &files).await;
+    let keyed = |trigger_type: &str, event: &str| {
+        let mut request = app.call(trigger_type, event);
+        request.idempotency_key = "message-1".to_owned();
+        request
+    };
+    let sent = accept(&app, keyed(SENT, &event("hi"))).await;
+    let seen = r#"{"user":{"name":"jane"},"message":{"body":"hi"},"receipt":{}}"#;
+    let other = accept(&app, keyed(read, seen)).await;
+    assert!(!sent.duplicate && !other.duplicate);
+    assert_ne!(sent.event_id, other.event_id);
+    assert!(accept(&app, keyed(SENT, &event("hi"))).await.duplicate);
+    server.stop().await;
+}
