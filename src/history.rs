@@ -28,13 +28,18 @@ const LIVE_LINES_MAX: usize = 4096;
 pub struct History {
     items: mpsc::Sender<Message>,
     lines: mpsc::Sender<LogLine>,
-    live: broadcast::Sender<Arc<LogLine>>,
     dropped: Arc<AtomicU64>,
 }
 
 enum Message {
     Item(Box<HistoryItem>),
-    Flush(oneshot::Sender<()>),
+    Flush(Waiting),
+}
+
+/// Who waits for a batch to be written.
+enum Waiting {
+    Reader(oneshot::Sender<()>),
+    Follower(oneshot::Sender<broadcast::Receiver<Arc<LogLine>>>),
 }
 
 impl History {
@@ -43,9 +48,9 @@ impl History {
         let (items, item_queue) = mpsc::channel(ITEMS_QUEUED_MAX);
         let (lines, line_queue) = mpsc::channel(LINES_QUEUED_MAX);
         let (live, _) = broadcast::channel(LIVE_LINES_MAX);
-        let writer = Writer { store, items: item_queue, lines: line_queue, live: live.clone(), batch: Vec::new() };
+        let writer = Writer { store, items: item_queue, lines: line_queue, live, batch: Vec::new() };
         let task = tokio::spawn(writer.run());
-        (Self { items, lines, live, dropped: Arc::default() }, task)
+        (Self { items, lines, dropped: Arc::default() }, task)
     }
 
     pub fn started(&self, invocation: Invocation) {
@@ -70,15 +75,18 @@ impl History {
         self.lines.clone()
     }
 
-    /// Lines from now on. A receiver that falls behind is told how many it missed.
-    pub fn follow(&self) -> broadcast::Receiver<Arc<LogLine>> {
-        self.live.subscribe()
+    /// Lines from now on: everything before is readable in the store when this resolves, nothing is in both. A receiver that falls
+    /// behind is told how many it missed. `None` once the writer has ended.
+    pub async fn follow(&self) -> Option<broadcast::Receiver<Arc<LogLine>>> {
+        let (reply, answer) = oneshot::channel();
+        self.items.send(Message::Flush(Waiting::Follower(reply))).await.ok()?;
+        answer.await.ok()
     }
 
     /// Resolves when everything that came before is readable in the store.
     pub async fn flush(&self) {
         let (done, flushed) = oneshot::channel();
-        if self.items.send(Message::Flush(done)).await.is_ok() {
+        if self.items.send(Message::Flush(Waiting::Reader(done))).await.is_ok() {
             let _ = flushed.await;
         }
     }
@@ -98,8 +106,11 @@ impl Writer {
             let mut flush = Vec::new();
             let open = self.collect(&mut flush).await;
             self.write().await;
-            for done in flush {
-                let _ = done.send(());
+            for waiting in flush {
+                match waiting {
+                    Waiting::Reader(done) => drop(done.send(())),
+                    Waiting::Follower(reply) => drop(reply.send(self.live.subscribe())),
+                }
             }
             if !open {
                 return;
@@ -108,7 +119,7 @@ impl Writer {
     }
 
     /// Fills a batch; returns early when somebody waits for it. False: all handles are gone.
-    async fn collect(&mut self, flush: &mut Vec<oneshot::Sender<()>>) -> bool {
+    async fn collect(&mut self, flush: &mut Vec<Waiting>) -> bool {
         let mut open = true;
         let mut deadline = None;
         while open && flush.is_empty() && self.batch.len() < BATCH_MAX {
@@ -142,10 +153,10 @@ impl Writer {
         self.batch.push(HistoryItem::Log(line));
     }
 
-    fn take_item(&mut self, message: Option<Message>, flush: &mut Vec<oneshot::Sender<()>>) -> bool {
+    fn take_item(&mut self, message: Option<Message>, flush: &mut Vec<Waiting>) -> bool {
         match message {
             Some(Message::Item(item)) => self.batch.push(*item),
-            Some(Message::Flush(done)) => flush.push(done),
+            Some(Message::Flush(waiting)) => flush.push(waiting),
             None => return false,
         }
         true

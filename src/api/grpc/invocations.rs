@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::stream;
-use tokio::sync::broadcast::{self, error::RecvError, error::TryRecvError};
+use tokio::sync::broadcast::{self, error::RecvError};
 use tokio::time::Instant;
 use tokio_stream::StreamExt;
 use tonic::metadata::MetadataMap;
@@ -113,17 +113,14 @@ impl InvocationService for Invocations {
             min_level: convert::level_filter(request.level)?,
             version: (request.version != 0).then_some(VersionNumber(request.version)),
         };
-        // Subscribed before the stored lines are read, so that none falls in between. What came until the flush is stored: it is
-        // dropped here. A line that is stored between the flush and the read may come twice; none is missing.
-        let mut live = self.0.history.follow();
-        self.0.history.flush().await;
-        while !matches!(live.try_recv(), Err(TryRecvError::Empty | TryRecvError::Closed)) {}
+        let live = if request.follow { self.0.history.follow().await } else { None };
+        if live.is_none() {
+            self.0.history.flush().await;
+        }
         let stored = self.0.store.logs(&app.id, filter.clone(), last).await?;
         let shown = |line| Ok(proto::TailLogsResponse { entry: Some(convert::log_entry(line)) });
         let stored = stream::iter(stored).map(shown);
-        if !request.follow {
-            return Ok(Response::new(Box::pin(stored)));
-        }
+        let Some(live) = live else { return Ok(Response::new(Box::pin(stored))) };
         let follower = Follower { live, app: app.id, filter, drain: self.0.drain.clone(), missed: VecDeque::new() };
         Ok(Response::new(Box::pin(stored.chain(follower.stream().map(shown)))))
     }
