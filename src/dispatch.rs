@@ -114,6 +114,9 @@ impl Dispatcher {
             Ok(Err(reason)) => return Disposition::Skipped { reason: reason.as_str().to_owned() },
             Err(err) => return released(&err),
         };
+        if let Some(dead) = spent(&function.retry, claimed) {
+            return dead;
+        }
         let until = function.timeout + self.settings.wait_max + CLAIM_MARGIN;
         match self.store.renew_claim(claimed, SystemTime::now() + until).await {
             Ok(true) => {}
@@ -134,7 +137,7 @@ impl Dispatcher {
                 Outcome::Failed(failure) if failure.kind.is_retryable() => release(),
                 Outcome::Failed(failure) => after_failure(&function.retry, claimed, &failure),
             },
-            Err(invoke::Error::AtCapacity(_) | invoke::Error::Draining) => release(),
+            Err(invoke::Error::AtCapacity(_) | invoke::Error::NoWorker(_) | invoke::Error::Draining) => release(),
             Err(err) => released(&err),
         }
     }
@@ -177,6 +180,18 @@ fn release() -> Disposition {
 fn released(err: &dyn std::error::Error) -> Disposition {
     tracing::error!(%err, "failed to run an event; it is tried again");
     release()
+}
+
+/// An event that may not run again: it kept bringing the service down, or kept failing for no fault of its function, for too long.
+fn spent(policy: &RetryPolicy, claimed: &ClaimedEvent) -> Option<Disposition> {
+    let event = &claimed.event;
+    let dead =
+        |reason: &str, error: &str| Some(Disposition::Dead { reason: reason.to_owned(), error: error.to_owned() });
+    if event.attempt > policy.max_attempts {
+        return dead("ATTEMPTS_EXHAUSTED", "its attempts were used up by runs whose end nobody saw");
+    }
+    let age = SystemTime::now().duration_since(event.enqueued_at).unwrap_or_default();
+    if age > policy.max_age { dead("TOO_OLD", "it could not be run in time") } else { None }
 }
 
 fn after_failure(policy: &RetryPolicy, claimed: &ClaimedEvent, failure: &FunctionFailure) -> Disposition {

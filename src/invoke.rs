@@ -20,11 +20,14 @@ use crate::model::{
 use crate::pool::{self, Lease};
 use crate::serving::{self, Served, Serving};
 use crate::store::{self, NewEvent, Store};
+use crate::worker::StartError;
 
 /// A pool that closed, or a worker that died before it began, is asked again so often.
 const TRIES_MAX: u32 = 4;
 /// The answer leaves so long before the caller's deadline, so that it arrives.
 const ANSWER_MARGIN: Duration = Duration::from_millis(15);
+/// A function is not begun with less time than this.
+const RUN_MIN: Duration = Duration::from_millis(5);
 const KEY_BYTES_MAX: usize = 256;
 
 #[derive(Debug, Clone)]
@@ -104,6 +107,9 @@ pub enum Error {
     Version(#[from] serving::Error),
     #[error("{0}")]
     AtCapacity(String),
+    /// The machine or the sandbox failed, not the function.
+    #[error("no worker could be started: {0}")]
+    NoWorker(String),
     #[error("the service is shutting down")]
     Draining,
     #[error("write the store: {0}")]
@@ -138,6 +144,13 @@ pub struct Attempt<'a> {
     pub number: u32,
     pub event_id: Option<EventId>,
     pub deadline: Option<Instant>,
+}
+
+impl Attempt<'_> {
+    /// Until the answer has to leave; `None`: as long as the function may.
+    fn time_left(&self) -> Option<Duration> {
+        self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now() + ANSWER_MARGIN))
+    }
 }
 
 impl Invoker {
@@ -261,18 +274,24 @@ impl Invoker {
         let asked = Instant::now();
         for _ in 0..TRIES_MAX {
             match self.lease(&served, attempt.deadline, asked).await {
+                // To begin now would end in a timeout, and cost the worker.
+                Ok(_) if attempt.time_left().is_some_and(|left| left < RUN_MIN) => {
+                    return self.overloaded(&record, &function, &served, &pool::Error::TimedOut, asked);
+                }
                 Ok(lease) => {
                     if let Some(ran) = self.run(lease, &record, &function, &served, &attempt, asked).await {
                         return Ok(ran);
                     }
                 }
-                Err(pool::Error::NotStarted(failure)) => {
+                Err(pool::Error::NotStarted(StartError::Init(failure))) => {
                     return Ok(self.not_run(&record, &function, &served, failure, asked));
                 }
+                Err(pool::Error::NotStarted(err)) => return Err(Error::NoWorker(err.to_string())),
                 Err(err @ (pool::Error::QueueFull | pool::Error::TimedOut)) => {
                     return self.overloaded(&record, &function, &served, &err, asked);
                 }
                 Err(pool::Error::Retired) if follow => {
+                    self.shared.serving.discard(&served);
                     let app = &served.version.app;
                     match runnable(self.shared.serving.active(app).await?, &function.trigger_type) {
                         Ok(found) => (served, function) = found,
@@ -280,6 +299,7 @@ impl Invoker {
                     }
                 }
                 Err(pool::Error::Retired) => {
+                    self.shared.serving.discard(&served);
                     let version = &served.version;
                     served = self.shared.serving.version(&version.app, version.number).await?;
                 }
@@ -292,7 +312,7 @@ impl Invoker {
 
     async fn lease(&self, served: &Served, deadline: Option<Instant>, asked: Instant) -> Result<Lease, pool::Error> {
         let patience = asked + self.shared.settings.wait_max;
-        let deadline = deadline.map_or(patience, |deadline| patience.min(deadline - ANSWER_MARGIN));
+        let deadline = deadline.map_or(patience, |deadline| patience.min(deadline));
         served.pool.acquire(deadline).await
     }
 
@@ -308,8 +328,7 @@ impl Invoker {
     ) -> Option<Ran> {
         let queue = asked.elapsed();
         let cold = lease.cold();
-        let left = attempt.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now() + ANSWER_MARGIN));
-        let timeout = left.map_or(function.timeout, |left| function.timeout.min(left));
+        let timeout = attempt.time_left().map_or(function.timeout, |left| function.timeout.min(left));
         self.shared.history.started(record.row(served, None, cold.is_some(), Timings { queue, ..Timings::default() }));
         let request = pool::Request {
             trigger_type: function.trigger_type.clone(),
@@ -336,9 +355,10 @@ impl Invoker {
         asked: Instant,
     ) -> Ran {
         let timings = Timings { queue: asked.elapsed(), ..Timings::default() };
+        let cold_start = failure.kind == FailureKind::InitFailed;
         let outcome = Outcome::Failed(failure);
-        self.shared.history.finished(record.row(served, Some(outcome.clone()), true, timings));
-        self.ran(record, function, served, outcome, true, timings)
+        self.shared.history.finished(record.row(served, Some(outcome.clone()), cold_start, timings));
+        self.ran(record, function, served, outcome, cold_start, timings)
     }
 
     fn overloaded(
@@ -353,9 +373,7 @@ impl Invoker {
             return Err(Error::AtCapacity(err.to_string()));
         }
         let failure = FunctionFailure::new(FailureKind::Overloaded, "Overloaded", err.to_string());
-        let mut ran = self.not_run(record, function, served, failure, asked);
-        ran.cold_start = false;
-        Ok(ran)
+        Ok(self.not_run(record, function, served, failure, asked))
     }
 
     fn ran(

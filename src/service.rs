@@ -123,6 +123,14 @@ impl Service {
         let address = listener.local_addr()?;
         announce(config, address, token.is_some(), budget.limit());
         let drain = Drain::new().await;
+        // Without its broker the service cannot start workers: probes must see that, whoever supervises it decides.
+        tokio::spawn({
+            let drain = drain.clone();
+            async move {
+                sandbox.gone().await;
+                drain.say_not_serving().await;
+            }
+        });
         let routes = api::routes(
             Services {
                 invoker: invoker.clone(),
@@ -171,12 +179,17 @@ impl Service {
         self.address
     }
 
-    /// Resolves, with the reason, if the server ends by itself.
+    /// Resolves, with the reason, if a task ends that must not: without the dispatcher events would be accepted and never run.
     pub async fn failed(&mut self) -> anyhow::Error {
-        match (&mut self.server).await {
-            Ok(Ok(())) => anyhow::anyhow!("the server ended"),
-            Ok(Err(err)) => anyhow::Error::new(err).context("serve"),
-            Err(err) => anyhow::Error::new(err).context("serve"),
+        tokio::select! {
+            ended = &mut self.server => match ended {
+                Ok(Ok(())) => anyhow::anyhow!("the server ended"),
+                Ok(Err(err)) => anyhow::Error::new(err).context("serve"),
+                Err(err) => anyhow::Error::new(err).context("serve"),
+            },
+            ended = &mut self.dispatcher => anyhow::anyhow!("the dispatcher ended: {ended:?}"),
+            ended = &mut self.history => anyhow::anyhow!("the history's writer ended: {ended:?}"),
+            ended = &mut self.maintenance => anyhow::anyhow!("the maintenance ended: {ended:?}"),
         }
     }
 
@@ -431,5 +444,6 @@ fn publish_settings(config: &Config) -> publish::Settings {
         builds_max: config.builds_max,
         verify_timeout: config.ready_timeout + config.init_timeout + config.wait_max,
         source_limits: SourceLimits::default(),
+        memory_bytes_max: config.memory_budget(),
     }
 }

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::artifacts::{self, Artifacts, Manifest, SourceMap};
@@ -49,14 +50,19 @@ struct Shared {
     settings: pool::Settings,
     budget: MemoryBudget,
     routes: Mutex<Routes>,
-    /// One load at a time: a burst on a cold app makes one pool.
+    /// One load at a time: a burst on a cold app makes one pool. Held also while something is forgotten, so that a load that read
+    /// the store before a deletion cannot bring it back.
     loading: tokio::sync::Mutex<()>,
     supervisors: TaskTracker,
+    /// Ends every pool, those that retire and those yet to come included.
+    kill: CancellationToken,
 }
 
 #[derive(Default)]
 struct Routes {
     active: HashMap<AppId, VersionNumber>,
+    /// Children of `Shared::kill`.
+    kill: HashMap<AppId, CancellationToken>,
     loaded: HashMap<(AppId, VersionNumber), Arc<Served>>,
 }
 
@@ -73,9 +79,10 @@ impl Serving {
         budget: MemoryBudget,
     ) -> Result<Self, Error> {
         let active = store.active_versions().await?.into_iter().collect();
-        let routes = Mutex::new(Routes { active, loaded: HashMap::new() });
+        let routes = Mutex::new(Routes { active, ..Routes::default() });
         let (loading, supervisors) = (tokio::sync::Mutex::new(()), TaskTracker::new());
-        let shared = Shared { store, artifacts, workers, settings, budget, routes, loading, supervisors };
+        let kill = CancellationToken::new();
+        let shared = Shared { store, artifacts, workers, settings, budget, routes, loading, supervisors, kill };
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -175,8 +182,12 @@ impl Serving {
             limits: version.limits.clone(),
             paths,
         };
+        let kill = {
+            let mut routes = self.routes();
+            routes.kill.entry(version.app.clone()).or_insert_with(|| shared.kill.child_token()).child_token()
+        };
         let (pool, supervisor) =
-            Pool::start(Arc::clone(&shared.workers), Arc::new(program), &shared.settings, shared.budget.clone());
+            Pool::start(Arc::clone(&shared.workers), Arc::new(program), &shared.settings, shared.budget.clone(), kill);
         shared.supervisors.spawn(async move {
             if let Err(err) = supervisor.await {
                 tracing::error!(%err, "a pool's supervisor panicked");
@@ -202,21 +213,30 @@ impl Serving {
 
     /// Ends the pool of a version that is going away.
     pub async fn forget(&self, app: &AppId, number: VersionNumber) {
+        let _no_load = self.shared.loading.lock().await;
         let served = self.routes().loaded.remove(&(app.clone(), number));
         if let Some(served) = served {
             served.pool.kill().await;
         }
     }
 
-    /// Ends all pools of an app that is going away.
+    /// Ends all pools of an app that is gone from the store, also those that retire.
     pub async fn forget_app(&self, app: &AppId) {
-        let gone: Vec<_> = {
-            let mut routes = self.routes();
-            routes.active.remove(app);
-            routes.loaded.extract_if(|(of, _), _| of == app).map(|(_, served)| served).collect()
-        };
-        for served in gone {
-            served.pool.kill().await;
+        let _no_load = self.shared.loading.lock().await;
+        let mut routes = self.routes();
+        routes.active.remove(app);
+        routes.loaded.retain(|(of, _), _| of != app);
+        if let Some(kill) = routes.kill.remove(app) {
+            kill.cancel();
+        }
+    }
+
+    /// Forgets a pool that closed, so that the next call loads the version again.
+    pub fn discard(&self, served: &Arc<Served>) {
+        let key = (served.version.app.clone(), served.version.number);
+        let mut routes = self.routes();
+        if routes.loaded.get(&key).is_some_and(|loaded| Arc::ptr_eq(loaded, served)) {
+            routes.loaded.remove(&key);
         }
     }
 
@@ -246,7 +266,7 @@ impl Serving {
     pub async fn unload_idle(&self, idle: Duration) {
         let unused: Vec<_> = {
             let mut routes = self.routes();
-            let Routes { active, loaded } = &mut *routes;
+            let Routes { active, loaded, .. } = &mut *routes;
             let unused = loaded
                 .extract_if(|(app, number), served| active.get(app) != Some(number) && served.used().elapsed() > idle);
             unused.map(|(_, served)| served).collect()
@@ -256,16 +276,9 @@ impl Serving {
         }
     }
 
-    /// Ends every worker. On return no child of any pool is alive.
+    /// Ends every worker, for good. On return no child of any pool is alive.
     pub async fn stop(&self) {
-        let all: Vec<_> = {
-            let mut routes = self.routes();
-            routes.active.clear();
-            routes.loaded.drain().map(|(_, served)| served).collect()
-        };
-        for served in all {
-            served.pool.kill().await;
-        }
+        self.shared.kill.cancel();
         self.shared.supervisors.close();
         self.shared.supervisors.wait().await;
     }

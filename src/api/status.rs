@@ -115,6 +115,10 @@ impl From<invoke::Error> for Status {
             invoke::Error::KeyTooLong { .. } => invalid("KEY_TOO_LONG", message),
             invoke::Error::Version(err) => err.into(),
             invoke::Error::AtCapacity(_) => with_retry(Code::ResourceExhausted, "AT_CAPACITY", message),
+            invoke::Error::NoWorker(_) => {
+                tracing::error!(%message, "failed to start a worker for an invocation");
+                with_retry(Code::Unavailable, "WORKER_UNAVAILABLE", message)
+            }
             invoke::Error::Draining => draining(),
             invoke::Error::Store(err) => err.into(),
             invoke::Error::Internal => internal(&message),
@@ -131,7 +135,8 @@ impl From<publish::Error> for Status {
             publish::Error::BaseMoved { .. } => failed("BASE_VERSION_MOVED"),
             publish::Error::Install(err) => install_status(&err, message),
             publish::Error::Verify(_) => failed("VERIFICATION_FAILED"),
-            publish::Error::NoWorker(_) => with_retry(Code::ResourceExhausted, "AT_CAPACITY", message),
+            publish::Error::AtCapacity(_) => with_retry(Code::ResourceExhausted, "AT_CAPACITY", message),
+            publish::Error::NoWorker(_) => with_retry(Code::Unavailable, "WORKER_UNAVAILABLE", message),
             publish::Error::Active(_) => failed("VERSION_ACTIVE"),
             publish::Error::Building(_) => failed("VERSION_BUILDING"),
             publish::Error::NeededByEvents { .. } => failed("VERSION_NEEDED_BY_EVENTS"),

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
@@ -10,6 +11,8 @@ use crate::config::{Config, parse_override};
 use crate::sandbox::Sandbox;
 use crate::service::Service;
 use crate::telemetry;
+
+const RUNTIME_STOP_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Flags win over CHATFN_* variables, which win over the configuration file.
 #[derive(Debug, clap::Args)]
@@ -60,7 +63,10 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     // Before the runtime: the broker must come from a process that has one thread.
     let sandbox = Sandbox::start().context("start the sandbox broker")?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(serve(&config, sandbox))
+    let result = runtime.block_on(serve(&config, sandbox));
+    // Blocking work that goes on (a transpile, a sweep) must not hold the end up; what it leaves is removed at the next start.
+    runtime.shutdown_timeout(RUNTIME_STOP_TIMEOUT);
+    result
 }
 
 async fn serve(config: &Config, sandbox: Sandbox) -> anyhow::Result<()> {

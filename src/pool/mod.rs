@@ -14,9 +14,9 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
 
-use crate::model::FunctionFailure;
-use crate::worker::{self, Program};
+use crate::worker::{self, Program, StartError};
 
 pub use budget::MemoryBudget;
 pub use lease::{Lease, Request};
@@ -48,7 +48,7 @@ pub enum Error {
     #[error("no worker was free in time")]
     TimedOut,
     #[error("no worker could be initialized: {0}")]
-    NotStarted(FunctionFailure),
+    NotStarted(StartError),
     /// Another version serves now, or the service stops.
     #[error("this version's pool is closing")]
     Retired,
@@ -71,12 +71,14 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// Starts the supervisor; workers come with the first lease, or with [`Pool::warm`].
+    /// Starts the supervisor; workers come with the first lease, or with [`Pool::warm`]. `kill` ends them all at any time, also once
+    /// the pool was retired.
     pub fn start(
         workers: Arc<worker::Config>,
         program: Arc<Program>,
         settings: &Settings,
         budget: MemoryBudget,
+        kill: CancellationToken,
     ) -> (Self, tokio::task::JoinHandle<()>) {
         let limits = &program.limits;
         let policy = Policy {
@@ -90,7 +92,7 @@ impl Pool {
             memory_bytes_max: limits.memory_bytes / 100 * settings.worker_memory_percent_max,
         };
         let (commands, receiver) = mpsc::channel(COMMANDS_QUEUED_MAX);
-        let supervisor = Supervisor::new(workers, program, policy, budget, receiver);
+        let supervisor = Supervisor::new(workers, program, policy, budget, receiver, kill);
         let task = tokio::spawn(supervisor.run());
         (Self { commands, next_waiter: Arc::default() }, task)
     }
@@ -116,7 +118,7 @@ impl Pool {
                 place.leave();
                 granted.map_err(|refusal| match refusal {
                     Refusal::QueueFull => Error::QueueFull,
-                    Refusal::NotStarted(failure) => Error::NotStarted(failure),
+                    Refusal::NotStarted(err) => Error::NotStarted(err),
                     Refusal::Retired => Error::Retired,
                 })
             }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use crate::model::FunctionFailure;
+use crate::worker::StartError;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct WorkerId(pub u64);
@@ -44,7 +44,7 @@ pub enum Event {
     },
     StartFailed {
         worker: WorkerId,
-        failure: FunctionFailure,
+        failure: StartError,
     },
     /// A `Start` could not be performed: the service's memory budget is spent.
     NoMemory {
@@ -82,7 +82,7 @@ pub enum Refusal {
     /// As many wait already as may.
     QueueFull,
     /// No worker could be initialized.
-    NotStarted(FunctionFailure),
+    NotStarted(StartError),
     /// The pool is closing; another version serves.
     Retired,
 }
@@ -116,7 +116,7 @@ const BACKOFF_MAX: Duration = Duration::from_secs(5);
 
 #[derive(Debug)]
 struct Failed {
-    failure: FunctionFailure,
+    failure: StartError,
     until: Instant,
     backoff: Duration,
 }
@@ -169,6 +169,7 @@ impl State {
             Event::StartFailed { worker, failure } => self.start_failed(worker, failure, now, &mut actions),
             Event::NoMemory { worker } => {
                 self.workers.remove(&worker);
+                self.forget_due();
                 return actions; // Asking again at once would only fail again; `MemoryFreed` comes.
             }
             Event::Ended { worker } => self.ended(worker, now, &mut actions),
@@ -216,7 +217,7 @@ impl State {
             return actions.push(refuse(Refusal::Retired));
         }
         if let Some(failed) = &self.failed
-            && self.workers.is_empty()
+            && self.live() == 0
             && now < failed.until
         {
             return actions.push(refuse(Refusal::NotStarted(failed.failure.clone())));
@@ -273,10 +274,11 @@ impl State {
         self.grant_waiters(true, actions);
     }
 
-    fn start_failed(&mut self, id: WorkerId, failure: FunctionFailure, now: Instant, actions: &mut Vec<Action>) {
+    fn start_failed(&mut self, id: WorkerId, failure: StartError, now: Instant, actions: &mut Vec<Action>) {
         self.workers.remove(&id);
+        self.forget_due();
         let backoff = self.failed.take().map_or(BACKOFF_MIN, |failed| (failed.backoff * 2).min(BACKOFF_MAX));
-        if self.workers.is_empty() {
+        if self.live() == 0 {
             for waiter in self.waiters.drain(..) {
                 actions.push(Action::Refuse { waiter, refusal: Refusal::NotStarted(failure.clone()) });
             }
@@ -332,8 +334,15 @@ impl State {
         }
         if too_large || old || used_up {
             worker.due = true;
-            // One above `workers_max` for a moment; the memory budget still bounds it.
+            // Above `workers_max` for a moment, at most twice as many; the memory budget still bounds it.
             self.start_one(actions);
+        }
+    }
+
+    /// A replacement did not come up: its worker is looked at again after its next job.
+    fn forget_due(&mut self) {
+        if let Some(worker) = self.workers.values_mut().find(|worker| worker.due) {
+            worker.due = false;
         }
     }
 
@@ -491,8 +500,8 @@ mod tests {
         Action::Refuse { waiter: WaiterId(waiter), refusal }
     }
 
-    fn failure() -> FunctionFailure {
-        FunctionFailure::new(crate::model::FailureKind::InitFailed, "Error", "no")
+    fn failure() -> StartError {
+        StartError::Broken("no".to_owned())
     }
 
     #[test]

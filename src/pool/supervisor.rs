@@ -7,9 +7,9 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
 
-use crate::model::{FailureKind, FunctionFailure};
-use crate::worker::{self, Program, Worker};
+use crate::worker::{self, Program, StartError, Worker};
 
 use super::Figures;
 use super::budget::{MemoryBudget, Reservation};
@@ -35,7 +35,7 @@ pub(super) enum Command {
 enum News {
     Spawned(Worker),
     Ready(Duration),
-    StartFailed(FunctionFailure),
+    StartFailed(StartError),
 }
 
 struct Running {
@@ -60,6 +60,7 @@ pub(super) struct Supervisor {
     workers_by_task: HashMap<tokio::task::Id, WorkerId>,
     freed: watch::Receiver<u64>,
     pressure: watch::Receiver<u64>,
+    kill: CancellationToken,
     retired: bool,
     killed: bool,
     totals: (u64, u64),
@@ -72,6 +73,7 @@ impl Supervisor {
         policy: Policy,
         budget: MemoryBudget,
         commands: mpsc::Receiver<Command>,
+        kill: CancellationToken,
     ) -> Self {
         let (news_sender, news) = mpsc::channel(NEWS_QUEUED_MAX);
         // A place for each lease that can be out, workers being replaced included.
@@ -94,6 +96,7 @@ impl Supervisor {
             workers_by_task: HashMap::new(),
             freed,
             pressure,
+            kill,
             retired: false,
             killed: false,
             totals: (0, 0),
@@ -122,7 +125,8 @@ impl Supervisor {
     /// `None` where the message asked for no decision.
     async fn next_event(&mut self, tick: &mut tokio::time::Interval) -> Option<Event> {
         tokio::select! {
-            biased; // Leases that come back first: they may serve those who ask.
+            biased; // Its end first. Then leases that come back first: they may serve those who ask.
+            () = self.kill.cancelled(), if !self.killed => self.command(Some(Command::Kill)),
             Some(released) = self.released.recv() => Some(Event::Released {
                 worker: released.worker,
                 lease: released.lease,
@@ -279,7 +283,7 @@ async fn live(config: Arc<worker::Config>, program: Arc<Program>, news: mpsc::Se
         Ok(spawned) => spawned,
         Err(err) => {
             tracing::error!(app = %program.app, version = %program.version, %err, "failed to start a worker");
-            let _ = news.send((id, News::StartFailed(err.into_failure()))).await;
+            let _ = news.send((id, News::StartFailed(err))).await;
             return;
         }
     };
@@ -292,12 +296,11 @@ async fn live(config: Arc<worker::Config>, program: Arc<Program>, news: mpsc::Se
         Err(err) => Some(err),
     };
     worker.ended().await;
-    if let Some(err) = failed.filter(|err| !matches!(err, worker::StartError::Stopped)) {
-        if matches!(err, worker::StartError::Broken(_)) {
+    // Told also when it was stopped before it was ready: a worker that forges its way there must meet the backoff.
+    if let Some(err) = failed {
+        if matches!(err, StartError::Broken(_)) {
             tracing::warn!(app = %program.app, version = %program.version, %err, "a worker did not start");
         }
-        let mut failure = err.into_failure();
-        failure.kind = FailureKind::InitFailed;
-        let _ = news.send((id, News::StartFailed(failure))).await;
+        let _ = news.send((id, News::StartFailed(err))).await;
     }
 }

@@ -21,6 +21,7 @@ use crate::pool;
 use crate::sandbox::LIMITS_NOT_ENFORCED;
 use crate::serving::{self, Serving};
 use crate::store::{self, BeginError, DeleteVersion, NewVersion, Store};
+use crate::worker::StartError;
 
 use super::layer::{self, Installed, Installer};
 use super::npm::InstallError;
@@ -39,6 +40,8 @@ pub struct Settings {
     /// For the candidate's first worker.
     pub verify_timeout: Duration,
     pub source_limits: SourceLimits,
+    /// The budget of all workers together: more than it could never be started.
+    pub memory_bytes_max: u64,
 }
 
 /// What is to be published.
@@ -63,7 +66,10 @@ pub enum Error {
     /// The candidate does not load.
     #[error("verification failed: {0}")]
     Verify(FunctionFailure),
-    #[error("no worker could be had to verify the version: {0}")]
+    #[error("no worker was free to verify the version: {0}")]
+    AtCapacity(String),
+    /// The machine or the sandbox failed, not the tenant's code.
+    #[error("no worker could be started to verify the version: {0}")]
     NoWorker(String),
     #[error("version {0} is active")]
     Active(VersionNumber),
@@ -251,6 +257,12 @@ impl Publisher {
         let progress = progress.clone();
         let compiled = tokio::task::spawn_blocking(move || {
             let project = Project::check(spec, &shared.catalogue, &shared.settings.source_limits)?;
+            let memory_bytes = project.limits.memory_bytes;
+            if memory_bytes > shared.settings.memory_bytes_max {
+                let what = "limits.memory_bytes (against the service's memory_budget_bytes)".to_owned();
+                let limit = shared.settings.memory_bytes_max;
+                return Err(InvalidSpec::TooLarge { what, actual: memory_bytes, limit }.into());
+            }
             for warning in &project.warnings {
                 progress.say("validate", warning);
             }
@@ -344,8 +356,9 @@ impl Publisher {
     async fn verify(&self, pool: &pool::Pool) -> Result<(), Error> {
         match pool.warm(Instant::now() + self.shared.settings.verify_timeout).await {
             Ok(()) => Ok(()),
-            Err(pool::Error::NotStarted(failure)) => Err(Error::Verify(failure)),
-            Err(err) => Err(Error::NoWorker(err.to_string())),
+            Err(pool::Error::NotStarted(StartError::Init(failure))) => Err(Error::Verify(failure)),
+            Err(pool::Error::NotStarted(err)) => Err(Error::NoWorker(err.to_string())),
+            Err(err) => Err(Error::AtCapacity(err.to_string())),
         }
     }
 
@@ -388,7 +401,36 @@ impl Publisher {
     ///
     /// # Errors
     /// It does not exist, is not READY, or no longer initializes: then the version before it goes on serving.
+    ///
+    /// # Cancel safety
+    /// Of this and the two below: a caller that hangs up does not stop what has begun. Store, routes and files change together.
     pub async fn activate(&self, app: &AppId, number: VersionNumber) -> Result<Version, Error> {
+        let (this, app) = (self.clone(), app.clone());
+        self.detached(async move { this.activate_now(&app, number).await }).await
+    }
+
+    /// # Errors
+    /// It does not exist, is active, or is still needed.
+    pub async fn delete_version(&self, app: &AppId, number: VersionNumber) -> Result<(), Error> {
+        let (this, app) = (self.clone(), app.clone());
+        self.detached(async move { this.delete_version_now(&app, number).await }).await
+    }
+
+    /// # Errors
+    /// There is no such app.
+    pub async fn delete_app(&self, app: &AppId) -> Result<(), Error> {
+        let (this, app) = (self.clone(), app.clone());
+        self.detached(async move { this.delete_app_now(&app).await }).await
+    }
+
+    async fn detached<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, Error>> + Send + 'static,
+    ) -> Result<T, Error> {
+        self.shared.running.spawn(work).await.map_err(|_| Error::Internal)?
+    }
+
+    async fn activate_now(&self, app: &AppId, number: VersionNumber) -> Result<Version, Error> {
         let lock = self.app_lock(app);
         let _turn = lock.lock().await;
         let served = self.shared.serving.version(app, number).await?;
@@ -400,9 +442,7 @@ impl Publisher {
         Ok(served.version.clone())
     }
 
-    /// # Errors
-    /// It does not exist, is active, or is still needed.
-    pub async fn delete_version(&self, app: &AppId, number: VersionNumber) -> Result<(), Error> {
+    async fn delete_version_now(&self, app: &AppId, number: VersionNumber) -> Result<(), Error> {
         let lock = self.app_lock(app);
         let _turn = lock.lock().await;
         match self.shared.store.delete_version(app, number).await? {
@@ -419,9 +459,7 @@ impl Publisher {
         Ok(())
     }
 
-    /// # Errors
-    /// There is no such app.
-    pub async fn delete_app(&self, app: &AppId) -> Result<(), Error> {
+    async fn delete_app_now(&self, app: &AppId) -> Result<(), Error> {
         let lock = self.app_lock(app);
         let _turn = lock.lock().await;
         if !self.shared.store.delete_app(app).await? {

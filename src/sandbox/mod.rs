@@ -32,6 +32,7 @@ use nix::unistd::{getpid, pipe2};
 use serde::{Deserialize, Serialize};
 use tokio::net::unix::pipe;
 use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 
 use message::{ChildId, Reply, Request};
 
@@ -111,6 +112,7 @@ pub struct Sandbox {
 struct Shared {
     requests: mpsc::SyncSender<(Request, Vec<OwnedFd>)>,
     waiting: Mutex<Waiting>,
+    gone: CancellationToken,
     broker_pid: u32,
 }
 
@@ -141,7 +143,12 @@ impl Sandbox {
             .current_dir("/")
             .spawn()?;
         let (requests, queue) = mpsc::sync_channel(REQUESTS_QUEUED_MAX);
-        let shared = Arc::new(Shared { requests, waiting: Mutex::default(), broker_pid: broker.id() });
+        let shared = Arc::new(Shared {
+            requests,
+            waiting: Mutex::default(),
+            gone: CancellationToken::new(),
+            broker_pid: broker.id(),
+        });
         let sender = ours.try_clone()?;
         thread::Builder::new().name("sandbox-send".into()).spawn(move || message::send_all(&sender, &queue))?;
         let receiver = Arc::downgrade(&shared);
@@ -159,6 +166,11 @@ impl Sandbox {
 
     pub fn broker_pid(&self) -> u32 {
         self.shared.broker_pid
+    }
+
+    /// Resolves when the broker has died.
+    pub async fn gone(&self) {
+        self.shared.gone.cancelled().await;
     }
 
     /// Starts a child and returns once it runs (or could not be executed).

@@ -19,8 +19,8 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::model::{
-    AppId, FailureKind, FunctionFailure, FunctionModule, InvocationId, Limits, LogLine, Module, Outcome, RawJson,
-    TriggerType, VersionNumber,
+    AppId, FunctionFailure, FunctionModule, InvocationId, Limits, LogLine, Module, Outcome, RawJson, TriggerType,
+    VersionNumber,
 };
 use crate::sandbox::{self, ResourceLimits, Sandbox, Spec};
 
@@ -69,7 +69,8 @@ pub struct Program {
     pub paths: Paths,
 }
 
-/// Called once, when the worker has truly finished with an invocation: not before a late one settled. `None`: the worker is gone.
+/// Called once, when the worker has truly finished with an invocation: not before a late one settled. `None`: the worker is gone or
+/// going.
 pub type OnFree = Box<dyn FnOnce(Option<Usage>) + Send>;
 
 /// One invocation for a worker.
@@ -92,7 +93,7 @@ pub struct Reply {
 }
 
 /// Why a worker did not come up.
-#[derive(Debug, Clone, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StartError {
     /// The tenant's code failed to initialize or load.
     #[error("{0}")]
@@ -103,17 +104,6 @@ pub enum StartError {
     /// Nobody wanted it any more.
     #[error("the worker was stopped before it was ready")]
     Stopped,
-}
-
-impl StartError {
-    /// As the tenant's failure, for an invocation that waited for this worker.
-    pub fn into_failure(self) -> FunctionFailure {
-        match self {
-            Self::Init(failure) => failure,
-            Self::Broken(reason) => FunctionFailure::new(FailureKind::InitFailed, "WorkerNotStarted", reason),
-            Self::Stopped => FunctionFailure::new(FailureKind::Collateral, "WorkerStopped", self.to_string()),
-        }
-    }
 }
 
 /// A handle to a running worker. Cheap to clone; when all handles are gone the worker finishes what it runs and ends.

@@ -128,7 +128,7 @@ async fn an_events_retry_stays_on_the_version_it_was_queued_for() {
             spec.functions.push(proto::FunctionSpec {
                 trigger_type: SENT.to_owned(),
                 code: Some(proto::function_spec::Code::Source(source.to_owned())),
-                retry: Some(retry.clone()),
+                retry: Some(retry),
                 ..Default::default()
             });
         })

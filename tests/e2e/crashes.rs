@@ -116,26 +116,26 @@ async fn a_worker_that_ends_between_two_calls_fails_neither() {
 }
 
 #[tokio::test]
-async fn what_an_earlier_invocation_left_behind_is_never_blamed_on_those_who_share_its_worker() {
-    let server = TestServer::start().await;
-    let source = "export const handleEvent = (event) => {
-        if (event.username === 'late') setTimeout(() => Promise.reject(new Error('left behind')), 300);
-        return event.username === 'wait' ? new Promise(() => {}) : 'fine';
-    }";
-    let limits = |limits: &mut proto::Limits| (limits.concurrency, limits.workers_max) = (4, 1);
-    let app = Publish::login("demo", source).timeout(Duration::from_secs(60)).limits(limits).on(&server).await;
-    let waiting = {
-        let app = app.clone();
-        tokio::spawn(async move { app.login("wait").await })
-    };
-    wait_until("it runs", async || app.history().await.len() == 1).await;
-    assert_eq!(app.login("late").await.json(), json!("fine"));
-    let answer = waiting.await.expect("joins");
-    assert_eq!((answer.failure().kind(), answer.failure().retryable), (ErrorKind::Collateral, true));
-    wait_until("it is in the log", async || log(&server, &app).await.iter().any(|line| line.contains("left behind")))
+async fn what_an_earlier_invocation_left_behind_does_not_touch_the_next_one() {
+    for concurrency in [1, 4] {
+        let server = TestServer::start().await;
+        let source = "let failed; const failure = new Promise((resolve) => { failed = resolve; });
+        export const handleEvent = async (event) => {
+            if (event.username === 'late') setTimeout(() => { setImmediate(failed); throw new Error('left behind'); }, 100);
+            if (event.username === 'next') await failure;
+            return process.pid;
+        }";
+        let limits = |limits: &mut proto::Limits| (limits.concurrency, limits.workers_max) = (concurrency, 1);
+        let app = Publish::login("demo", source).timeout(Duration::from_secs(60)).limits(limits).on(&server).await;
+        let pid = app.login("late").await.json();
+        assert_eq!(app.login("next").await.json(), pid, "it goes on where it began");
+        wait_until("it is in the log", async || {
+            log(&server, &app).await.iter().any(|line| line.contains("left behind"))
+        })
         .await;
-    assert_eq!(app.login("jane").await.json(), json!("fine"));
-    server.stop().await;
+        assert_ne!(app.login("jane").await.json(), pid, "that worker takes nothing new");
+        server.stop().await;
+    }
 }
 
 #[tokio::test]

@@ -160,7 +160,7 @@ async fn a_workers_temporary_files_go_with_it_also_after_a_crash() {
     };
     wait_until("it is there", async || scratch(server.data()).iter().any(|path| path.join("kept").exists())).await;
     let server = server.crash_and_restart().await;
-    assert_eq!(scratch(server.data()), [Path::new(""); 0]);
+    assert!(scratch(server.data()).is_empty());
     spins.await.expect("joins").expect_err("the service is gone");
     server.stop().await;
 }
