@@ -1,11 +1,15 @@
 //! One `Config`: flags over `CHATFN_*` variables over `chatfn.toml`, checked before anything starts.
 
+mod environment;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+
+use environment::Environment;
 
 use crate::model::TriggerDeclaration;
 
@@ -26,8 +30,10 @@ pub struct Config {
     /// npm's user configuration for installs (registry, proxy, cafile). Default: `.npmrc` in the service's home, if there is one.
     pub npm_userconfig: Option<PathBuf>,
     /// Dependencies that every app gets unless it names them itself.
+    #[serde(deserialize_with = "json_text::deserialize")]
     pub default_dependencies: BTreeMap<String, String>,
     /// Trigger types beyond the built-in ones.
+    #[serde(deserialize_with = "json_text::deserialize")]
     pub trigger_types: Vec<TriggerDeclaration>,
 
     /// Largest event.
@@ -181,14 +187,27 @@ impl Config {
             Some(path) => builder.add_source(config::File::from(path)),
             None => builder.add_source(config::File::with_name("chatfn.toml").required(false)),
         };
-        builder =
-            builder.add_source(config::Environment::with_prefix("CHATFN").prefix_separator("_").try_parsing(true));
+        builder = builder.add_source(Environment::read(&Self::names())?);
         for (key, value) in overrides {
             builder = builder.set_override(key.as_str(), value.as_str())?;
         }
         let config: Self = builder.build()?.try_deserialize()?;
         config.check()?;
         Ok(config)
+    }
+
+    /// `CHATFN_*` variables that are no setting: most likely misspelt, or meant for somebody else.
+    ///
+    /// # Errors
+    /// A setting's variable is not UTF-8.
+    pub fn unknown_variables() -> Result<Vec<String>, Error> {
+        Ok(Environment::read(&Self::names())?.into_unknown())
+    }
+
+    /// Of all settings.
+    fn names() -> Vec<String> {
+        let defaults = serde_json::to_value(Self::default()).unwrap_or_default();
+        defaults.as_object().map(|settings| settings.keys().cloned().collect()).unwrap_or_default()
     }
 
     fn check(&self) -> Result<(), Error> {
@@ -273,6 +292,21 @@ mod duration {
     }
 }
 
+/// Lists and maps: as such in the file, as JSON text in a variable or a flag.
+mod json_text {
+    use serde::de::{DeserializeOwned, Error};
+    use serde::{Deserialize, Deserializer};
+    use serde_json::Value;
+
+    pub fn deserialize<'de, D: Deserializer<'de>, T: DeserializeOwned>(deserializer: D) -> Result<T, D::Error> {
+        match Value::deserialize(deserializer)? {
+            Value::String(text) => serde_json::from_str(&text)
+                .map_err(|err| D::Error::custom(format!("{text:?} is not the JSON that is needed here: {err}"))),
+            value => serde_json::from_value(value).map_err(D::Error::custom),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -307,6 +341,17 @@ mod tests {
         let config = load(text, &[]).expect("valid");
         assert_eq!(config.trigger_types[0].name, "OrderPlaced");
         assert!(config.default_dependencies.is_empty());
+    }
+
+    #[test]
+    fn lists_and_maps_are_json_in_a_flag() {
+        let trigger = r#"[{"name":"OrderPlaced","blocking":true,"schema":{"additionalProperties":false}}]"#;
+        let config = load("", &[("default_dependencies", r#"{"ms":"2.1.2"}"#), ("trigger_types", trigger)]);
+        let config = config.expect("valid");
+        assert_eq!(config.default_dependencies["ms"], "2.1.2");
+        assert_eq!(config.trigger_types[0].schema["additionalProperties"], false);
+        let refused = load("", &[("default_dependencies", "ms@2")]).unwrap_err();
+        assert!(refused.contains("default_dependencies") && refused.contains("ms@2"), "{refused}");
     }
 
     #[test]

@@ -53,13 +53,20 @@ impl Args {
 /// The configuration is wrong, something that is needed is missing, or the server failed.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let config = args.config()?;
+    let unknown = Config::unknown_variables()?;
     if args.check_config {
+        if !unknown.is_empty() {
+            eprintln!("{}", ignored(&unknown));
+        }
         config.operator_token()?;
         crate::model::Catalogue::new(&config.trigger_types)?;
         println!("{}", serde_json::to_string_pretty(&config)?);
         return Ok(());
     }
     telemetry::init(config.log_format, &config.log_level)?;
+    if !unknown.is_empty() {
+        tracing::warn!("{}", ignored(&unknown));
+    }
     // Before the runtime: the broker must come from a process that has one thread.
     let sandbox = Sandbox::start().context("start the sandbox broker")?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
@@ -67,6 +74,13 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     // Blocking work that goes on (a transpile, a sweep) must not hold the end up; what it leaves is removed at the next start.
     runtime.shutdown_timeout(RUNTIME_STOP_TIMEOUT);
     result
+}
+
+fn ignored(variables: &[String]) -> String {
+    let names = variables.join(", ");
+    format!(
+        "ignored, for no setting is called so: {names} (beside a Kubernetes Service of our name that is as it should be)"
+    )
 }
 
 async fn serve(config: &Config, sandbox: Sandbox) -> anyhow::Result<()> {

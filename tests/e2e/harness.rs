@@ -55,7 +55,11 @@ impl TestServer {
     }
 
     async fn on(data: Arc<TempDir>, settings: Vec<String>) -> Self {
-        let (mut process, log) = spawn(data.path(), &settings);
+        Self::started(command(data.path(), &settings), data, settings).await
+    }
+
+    async fn started(command: Command, data: Arc<TempDir>, settings: Vec<String>) -> Self {
+        let (mut process, log) = spawn(command);
         let stdout = process.stdout.take().expect("piped");
         let first_line = tokio::task::spawn_blocking(move || {
             let mut line = String::new();
@@ -69,6 +73,19 @@ impl TestServer {
         let address = address.to_owned();
         let channel = Channel::from_shared(address.clone()).expect("address").connect().await.expect("connects");
         Self { process, address, channel, data, settings, log, expected: Vec::new() }
+    }
+
+    /// Started in its data directory without `--config`, so with the `chatfn.toml` there, and with these variables.
+    pub async fn with_environment(file: &str, variables: &[(&str, &str)], settings: &[&str]) -> Self {
+        let data = Arc::new(tempfile::tempdir().expect("temp dir"));
+        let settings: Vec<_> = settings.iter().map(|setting| (*setting).to_owned()).collect();
+        std::fs::write(data.path().join("chatfn.toml"), file).expect("write the configuration");
+        let mut command = binary();
+        command.current_dir(data.path()).args(["serve", "--data-dir", "data"]).envs(variables.iter().copied());
+        for setting in &settings {
+            command.arg("--set").arg(setting);
+        }
+        Self::started(command, data, settings).await
     }
 
     /// Runs the binary with settings that it should refuse; returns what it said.
@@ -215,10 +232,14 @@ impl Drop for TestServer {
 }
 
 #[allow(clippy::disallowed_methods, reason = "tests start the service as users do")]
+pub fn binary() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_chatfn"))
+}
+
 fn command(data: &Path, settings: &[String]) -> Command {
     let config = data.join("chatfn.toml");
     std::fs::write(&config, "default_dependencies = {}\n").expect("write the configuration");
-    let mut command = Command::new(env!("CARGO_BIN_EXE_chatfn"));
+    let mut command = binary();
     command.args(["serve", "--listen", "127.0.0.1:0", "--config"]).arg(config).arg("--data-dir").arg(data.join("data"));
     for setting in settings {
         command.arg("--set").arg(setting);
@@ -229,8 +250,7 @@ fn command(data: &Path, settings: &[String]) -> Command {
     command
 }
 
-fn spawn(data: &Path, settings: &[String]) -> (Child, Arc<Mutex<Vec<String>>>) {
-    let mut command = command(data, settings);
+fn spawn(mut command: Command) -> (Child, Arc<Mutex<Vec<String>>>) {
     let mut process = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("start the service");
     let log = Arc::new(Mutex::new(Vec::new()));
     let stderr = process.stderr.take().expect("piped");

@@ -18,6 +18,7 @@ mod orphans;
 mod pool;
 mod publish;
 mod publish_request;
+mod settings;
 mod shutdown;
 mod smoke;
 mod tampering;
