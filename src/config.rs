@@ -1,6 +1,7 @@
 //! One `Config`: flags over `CHATFN_*` variables over `chatfn.toml`, checked before anything starts.
 
 mod environment;
+mod memory;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -46,7 +47,7 @@ pub struct Config {
     #[serde(with = "duration")]
     pub idempotency_window: Duration,
 
-    /// Of all workers together. Default: three quarters of the machine's memory.
+    /// Of all workers together. Default: three quarters of the machine's memory, or of the control group's if that is less.
     pub memory_budget_bytes: Option<u64>,
     /// Invocations that may wait for one app's workers.
     pub waiting_max: usize,
@@ -255,14 +256,9 @@ impl Config {
         Ok(Some(token.to_owned()))
     }
 
-    /// Three quarters of the machine's memory where nothing is configured.
+    /// Three quarters of what this process may use, where nothing is configured.
     pub fn memory_budget(&self) -> u64 {
-        self.memory_budget_bytes.unwrap_or_else(|| {
-            let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-            let total = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"));
-            let kib: u64 = total.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or(1 << 20);
-            kib * 1024 / 4 * 3
-        })
+        self.memory_budget_bytes.unwrap_or_else(|| memory::available(Path::new("/")) / 4 * 3)
     }
 }
 
