@@ -1,5 +1,6 @@
 //! One `Config`: flags over `CHATFN_*` variables over `chatfn.toml`, checked before anything starts.
 
+mod check;
 mod environment;
 mod memory;
 
@@ -86,7 +87,7 @@ pub struct Config {
 
     /// Publishes that install at a time.
     pub builds_max: usize,
-    /// Publishes that may wait for their turn.
+    /// Publishes under way at a time: those that install and those that wait for their turn. More are refused.
     pub builds_waiting_max: usize,
     /// For one `npm` run.
     #[serde(with = "duration")]
@@ -161,7 +162,7 @@ pub enum Error {
     #[error("--set {0:?}: write it as KEY=VALUE")]
     Set(String),
     #[error("configuration: {name} is {value}: {problem}")]
-    Value { name: &'static str, value: String, problem: &'static str },
+    Value { name: &'static str, value: String, problem: String },
     #[error(
         "configuration: refusing to listen on {0} without credentials: anybody who reaches it could publish and run code. \
          Listen on 127.0.0.1, or set operator_token_file"
@@ -209,36 +210,6 @@ impl Config {
     fn names() -> Vec<String> {
         let defaults = serde_json::to_value(Self::default()).unwrap_or_default();
         defaults.as_object().map(|settings| settings.keys().cloned().collect()).unwrap_or_default()
-    }
-
-    fn check(&self) -> Result<(), Error> {
-        let wrong = |name, value: String, problem| Err(Error::Value { name, value, problem });
-        let at_least_one = [
-            ("waiting_max", self.waiting_max),
-            ("dispatch_concurrency", self.dispatch_concurrency),
-            ("builds_max", self.builds_max),
-            ("log_lines_max", self.log_lines_max),
-            ("event_bytes_max", self.event_bytes_max),
-            ("result_bytes_max", self.result_bytes_max),
-        ];
-        for (name, value) in at_least_one {
-            if value == 0 {
-                return wrong(name, value.to_string(), "use at least 1");
-            }
-        }
-        if self.result_bytes_max > 64 << 20 {
-            return wrong("result_bytes_max", self.result_bytes_max.to_string(), "at most 64 MiB");
-        }
-        if !(10..=100).contains(&self.worker_memory_percent_max) {
-            return wrong("worker_memory_percent_max", self.worker_memory_percent_max.to_string(), "use 10 to 100");
-        }
-        if self.log_line_bytes_max < 256 {
-            return wrong("log_line_bytes_max", self.log_line_bytes_max.to_string(), "use at least 256");
-        }
-        if !self.listen.ip().is_loopback() && self.operator_token_file.is_none() {
-            return Err(Error::Open(self.listen));
-        }
-        Ok(())
     }
 
     /// The operator's token, if one is configured.

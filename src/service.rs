@@ -286,7 +286,11 @@ async fn purge(store: &Store, config: &Config) -> Result<(), crate::store::Error
     store.shrink().await
 }
 
-fn find_tools(config: &Config) -> anyhow::Result<(PathBuf, PathBuf)> {
+/// Node and npm's npm-cli.js.
+///
+/// # Errors
+/// Says which is missing, and how to install or name it.
+pub fn find_tools(config: &Config) -> anyhow::Result<(PathBuf, PathBuf)> {
     let find = |configured: &Option<PathBuf>, name: &str, install: &str| match configured {
         Some(path) if path.exists() => Ok(path.clone()),
         Some(path) => bail!("{name}: there is no {}", path.display()),

@@ -11,12 +11,17 @@ use crate::config::LogFormat;
 /// # Errors
 /// The level is not a filter that `tracing` understands.
 pub fn init(format: LogFormat, level: &str) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(level).map_err(|err| anyhow::anyhow!("log_level {level:?}: {err}"))?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt().with_env_filter(filter(level)?).with_writer(std::io::stderr);
     let builder = builder.with_ansi(std::io::stderr().is_terminal());
     match format {
         LogFormat::Text => builder.with_target(false).init(),
         LogFormat::Json => builder.json().init(),
     }
     Ok(())
+}
+
+/// # Errors
+/// The level is not a filter that `tracing` understands.
+pub fn filter(level: &str) -> anyhow::Result<EnvFilter> {
+    EnvFilter::try_new(level).map_err(|err| anyhow::anyhow!("log_level {level:?}: {err}"))
 }

@@ -58,8 +58,10 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         if !unknown.is_empty() {
             eprintln!("{}", ignored(&unknown));
         }
+        telemetry::filter(&config.log_level)?;
         config.operator_token()?;
         crate::model::Catalogue::new(&config.trigger_types)?;
+        crate::service::find_tools(&config)?;
         println!("{}", serde_json::to_string_pretty(&config)?);
         return Ok(());
     }

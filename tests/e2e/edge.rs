@@ -151,10 +151,16 @@ async fn a_configuration_that_is_wrong_is_refused_by_the_settings_name() {
         ("operator_token_file=/nothing/here", "/nothing/here"),
         (&short, "16 characters"),
         ("node=/nothing/node", "/nothing/node"),
+        ("npm=/nothing/npm", "/nothing/npm"),
+        ("npm=/bin/sh", "npm-cli.js"),
+        ("drain_timeout=0s", "drain_timeout"),
+        ("memory_budget_bytes=1000000", "memory_budget_bytes"),
         ("no equals sign", "KEY=VALUE"),
     ];
     for (setting, named) in table {
         let said = TestServer::refused(&[setting]);
+        let checked = chatfn(&["serve", "--check-config", "--set", setting]);
+        assert!(!checked.status.success(), "--check-config accepts {setting}");
         let (name, _) = setting.split_once('=').unwrap_or((setting, ""));
         assert!(said.contains(name) && said.contains(named), "{setting}: {said}");
         assert!(

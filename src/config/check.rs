@@ -1,0 +1,147 @@
+//! What a configuration must hold to be able to work: each setting on both sides, so that none stops the service later, when a
+//! sum overflows or everything is refused.
+
+use std::fmt::Display;
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use super::{Config, Error};
+use crate::model::Limits;
+
+const MIB: u64 = 1 << 20;
+/// Spans are added to points in time, and every clock has an end.
+const SPAN_MAX: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+const MOMENT: Duration = Duration::from_millis(1);
+
+impl Config {
+    pub(super) fn check(&self) -> Result<(), Error> {
+        for (name, value, range) in self.numbers() {
+            within(name, value, range, value)?;
+        }
+        for (name, value, min) in self.spans() {
+            within(name, value, min..=SPAN_MAX, humantime::format_duration(value))?;
+        }
+        if !self.listen.ip().is_loopback() && self.operator_token_file.is_none() {
+            return Err(Error::Open(self.listen));
+        }
+        Ok(())
+    }
+
+    fn numbers(&self) -> Vec<(&'static str, u64, RangeInclusive<u64>)> {
+        vec![
+            // The three together, with a full log, are one answer of GetInvocation.
+            ("event_bytes_max", self.event_bytes_max as u64, 1..=32 * MIB),
+            ("result_bytes_max", self.result_bytes_max as u64, 1..=64 * MIB),
+            ("log_bytes_max", self.log_bytes_max as u64, 256..=128 * MIB),
+            ("publish_bytes_max", self.publish_bytes_max as u64, 1024..=256 * MIB),
+            ("waiting_max", self.waiting_max as u64, 1..=1_000_000),
+            ("memory_budget_bytes", self.memory_budget(), Limits::MEMORY_BYTES_MIN..=1 << 50),
+            ("worker_jobs_max", self.worker_jobs_max, 1..=u64::MAX),
+            ("worker_memory_percent_max", self.worker_memory_percent_max, 10..=100),
+            ("log_lines_max", self.log_lines_max as u64, 1..=1_000_000),
+            ("log_line_bytes_max", self.log_line_bytes_max as u64, 256..=MIB),
+            ("dispatch_concurrency", self.dispatch_concurrency as u64, 1..=10_000),
+            ("builds_max", self.builds_max as u64, 1..=1000),
+            ("builds_waiting_max", self.builds_waiting_max as u64, 1..=100_000),
+            ("install_bytes_max", self.install_bytes_max, 1..=1 << 40),
+            ("install_files_max", self.install_files_max, 1..=10_000_000),
+        ]
+    }
+
+    /// With the least each may be.
+    fn spans(&self) -> [(&'static str, Duration, Duration); 9] {
+        [
+            ("idempotency_window", self.idempotency_window, Duration::ZERO),
+            ("wait_max", self.wait_max, MOMENT),
+            ("ready_timeout", self.ready_timeout, MOMENT),
+            ("init_timeout", self.init_timeout, MOMENT),
+            ("idle_ttl", self.idle_ttl, MOMENT),
+            ("worker_age_max", self.worker_age_max, MOMENT),
+            ("history_retention", self.history_retention, MOMENT),
+            ("install_timeout", self.install_timeout, MOMENT),
+            ("drain_timeout", self.drain_timeout, MOMENT),
+        ]
+    }
+}
+
+fn within<T: PartialOrd + Bound>(
+    name: &'static str,
+    value: T,
+    range: RangeInclusive<T>,
+    shown: impl Display,
+) -> Result<(), Error> {
+    if range.contains(&value) {
+        return Ok(());
+    }
+    let problem = format!("use {} to {}", range.start().shown(), range.end().shown());
+    Err(Error::Value { name, value: shown.to_string(), problem })
+}
+
+/// How an end of a range is written.
+trait Bound {
+    fn shown(&self) -> String;
+}
+
+impl Bound for u64 {
+    fn shown(&self) -> String {
+        self.to_string()
+    }
+}
+
+impl Bound for Duration {
+    fn shown(&self) -> String {
+        if *self == SPAN_MAX { "10 years".to_owned() } else { humantime::format_duration(*self).to_string() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::parse_override;
+    use super::*;
+
+    fn checked(setting: &str) -> Result<(), String> {
+        let file = tempfile::Builder::new().suffix(".toml").tempfile().expect("temp file");
+        let setting = parse_override(setting).expect("a setting");
+        Config::load(Some(file.path()), &[setting]).map(|_| ()).map_err(|err| err.to_string())
+    }
+
+    #[test]
+    fn each_setting_is_checked_on_both_sides() {
+        // The least and the most that works, and what is beyond.
+        let table = [
+            ("event_bytes_max", ["1", "33554432"], ["0", "33554433"]),
+            ("result_bytes_max", ["1", "67108864"], ["0", "67108865"]),
+            ("log_bytes_max", ["256", "134217728"], ["255", "134217729"]),
+            ("publish_bytes_max", ["1024", "268435456"], ["1023", "268435457"]),
+            ("waiting_max", ["1", "1000000"], ["0", "18446744073709551615"]),
+            ("memory_budget_bytes", ["201326592", "1125899906842624"], ["201326591", "18446744073709551615"]),
+            ("worker_jobs_max", ["1", "18446744073709551615"], ["0", "-1"]),
+            ("worker_memory_percent_max", ["10", "100"], ["9", "101"]),
+            ("log_lines_max", ["1", "1000000"], ["0", "1000001"]),
+            ("log_line_bytes_max", ["256", "1048576"], ["255", "1048577"]),
+            ("dispatch_concurrency", ["1", "10000"], ["0", "18446744073709551615"]),
+            ("builds_max", ["1", "1000"], ["0", "18446744073709551615"]),
+            ("builds_waiting_max", ["1", "100000"], ["0", "18446744073709551615"]),
+            ("install_bytes_max", ["1", "1099511627776"], ["0", "18446744073709551615"]),
+            ("install_files_max", ["1", "10000000"], ["0", "18446744073709551615"]),
+            ("idempotency_window", ["0s", "3650days"], ["-1s", "3651days"]),
+            ("wait_max", ["1ms", "3650days"], ["0s", "18446744073709551615s"]),
+            ("ready_timeout", ["1ms", "3650days"], ["0s", "18446744073709551615s"]),
+            ("init_timeout", ["1ms", "3650days"], ["0s", "18446744073709551615s"]),
+            ("idle_ttl", ["1ms", "3650days"], ["0s", "18446744073709551615s"]),
+            ("worker_age_max", ["1ms", "3650days"], ["0s", "18446744073709551615s"]),
+            ("history_retention", ["1ms", "3650days"], ["0s", "18446744073709551615s"]),
+            ("install_timeout", ["1ms", "3650days"], ["0s", "18446744073709551615s"]),
+            ("drain_timeout", ["1ms", "3650days"], ["0s", "18446744073709551615s"]),
+        ];
+        for (name, good, bad) in table {
+            for value in good {
+                assert_eq!(checked(&format!("{name}={value}")), Ok(()));
+            }
+            for value in bad {
+                let refused = checked(&format!("{name}={value}")).expect_err(name);
+                assert!(refused.contains(name), "{name}={value}: {refused}");
+            }
+        }
+    }
+}
