@@ -3,21 +3,29 @@
 //! Nothing here may hold up an answer: what finds the queue full is dropped and counted. A reader that must see its own writes calls
 //! [`History::flush`] first. The rows themselves belong to the store.
 
+mod bounds;
+
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast, mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 
 use crate::model::{Invocation, LogLine};
 use crate::store::{HistoryItem, Store};
 
+use bounds::{Missing, bytes, chunks};
+
 const ITEMS_QUEUED_MAX: usize = 16 << 10;
+/// Of invocations that wait to be written: events and results are large, and a disk may stall.
+const BYTES_QUEUED_MAX: usize = 128 << 20;
 const LINES_QUEUED_MAX: usize = 16 << 10;
-/// Written in one transaction.
+/// Of lines that wait, if each were as long as it may be.
+const LINE_BYTES_QUEUED_MAX: usize = 64 << 20;
+/// Written in one transaction: there is one writer, and callers' events wait for it too.
 const BATCH_MAX: usize = 1024;
+const BATCH_BYTES_MAX: usize = 8 << 20;
 /// How long a batch waits for more: a commit costs a sync, and nobody waits for this one.
 const LINGER: Duration = Duration::from_millis(20);
 /// Lines that a follower may fall behind.
@@ -28,11 +36,13 @@ const LIVE_LINES_MAX: usize = 4096;
 pub struct History {
     items: mpsc::Sender<Message>,
     lines: mpsc::Sender<LogLine>,
-    dropped: Arc<AtomicU64>,
+    /// One permit for each byte that waits.
+    room: Arc<Semaphore>,
+    refused: Arc<Missing>,
 }
 
 enum Message {
-    Item(Box<HistoryItem>),
+    Item(Box<HistoryItem>, OwnedSemaphorePermit),
     Flush(Waiting),
 }
 
@@ -44,13 +54,16 @@ enum Waiting {
 
 impl History {
     /// The task ends, with everything written, when all handles are gone.
-    pub fn start(store: Store) -> (Self, tokio::task::JoinHandle<()>) {
+    pub fn start(store: Store, log_line_bytes_max: usize) -> (Self, tokio::task::JoinHandle<()>) {
+        let lines_max = (LINE_BYTES_QUEUED_MAX / log_line_bytes_max.max(1)).clamp(1, LINES_QUEUED_MAX);
         let (items, item_queue) = mpsc::channel(ITEMS_QUEUED_MAX);
-        let (lines, line_queue) = mpsc::channel(LINES_QUEUED_MAX);
+        let (lines, line_queue) = mpsc::channel(lines_max);
         let (live, _) = broadcast::channel(LIVE_LINES_MAX);
-        let writer = Writer { store, items: item_queue, lines: line_queue, live, batch: Vec::new() };
+        let unwritten = Missing::default();
+        let batch = Batch::default();
+        let writer = Writer { store, items: item_queue, lines: line_queue, live, batch, unwritten };
         let task = tokio::spawn(writer.run());
-        (Self { items, lines, dropped: Arc::default() }, task)
+        (Self { items, lines, room: Arc::new(Semaphore::new(BYTES_QUEUED_MAX)), refused: Arc::default() }, task)
     }
 
     pub fn started(&self, invocation: Invocation) {
@@ -62,11 +75,14 @@ impl History {
     }
 
     fn put(&self, item: HistoryItem) {
-        if self.items.try_send(Message::Item(Box::new(item))).is_err() {
-            let dropped = self.dropped.fetch_add(1, Ordering::Relaxed) + 1;
-            if dropped.is_power_of_two() {
-                tracing::warn!(dropped, "the history is behind: invocations are missing from it");
-            }
+        // One that is larger than all the room goes when it is alone.
+        let permits = bytes(&item).min(BYTES_QUEUED_MAX) as u32;
+        let queued = match Arc::clone(&self.room).try_acquire_many_owned(permits) {
+            Ok(room) => self.items.try_send(Message::Item(Box::new(item), room)).is_ok(),
+            Err(_) => false,
+        };
+        if !queued && let Some(missing) = self.refused.add(1) {
+            tracing::warn!(missing, "the history is behind: invocations are missing from it");
         }
     }
 
@@ -97,7 +113,32 @@ struct Writer {
     items: mpsc::Receiver<Message>,
     lines: mpsc::Receiver<LogLine>,
     live: broadcast::Sender<Arc<LogLine>>,
-    batch: Vec<HistoryItem>,
+    batch: Batch,
+    unwritten: Missing,
+}
+
+/// What is written next, with the room it takes.
+#[derive(Default)]
+struct Batch {
+    items: Vec<HistoryItem>,
+    bytes: usize,
+    room: Option<OwnedSemaphorePermit>,
+}
+
+impl Batch {
+    fn push(&mut self, item: HistoryItem, room: Option<OwnedSemaphorePermit>) {
+        self.bytes += bytes(&item);
+        self.items.push(item);
+        match (&mut self.room, room) {
+            (Some(all), Some(room)) => all.merge(room),
+            (all @ None, room) => *all = room,
+            (Some(_), None) => {}
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        self.items.len() >= BATCH_MAX || self.bytes >= BATCH_BYTES_MAX
+    }
 }
 
 impl Writer {
@@ -122,7 +163,7 @@ impl Writer {
     async fn collect(&mut self, flush: &mut Vec<Waiting>) -> bool {
         let mut open = true;
         let mut deadline = None;
-        while open && flush.is_empty() && self.batch.len() < BATCH_MAX {
+        while open && flush.is_empty() && !self.batch.is_full() {
             let next = async {
                 tokio::select! {
                     biased;
@@ -139,9 +180,12 @@ impl Writer {
             };
             deadline.get_or_insert_with(|| Instant::now() + LINGER);
         }
-        // A flush covers lines too: those that were sent before it are in the queue now.
-        while let Ok(line) = self.lines.try_recv() {
-            self.take_line(line);
+        if !flush.is_empty() || !open {
+            // A flush covers lines too: those that were sent before it are in the queue now. Those that come meanwhile can wait.
+            for _ in 0..self.lines.len() {
+                let Ok(line) = self.lines.try_recv() else { break };
+                self.take_line(line);
+            }
         }
         open
     }
@@ -150,12 +194,12 @@ impl Writer {
         if self.live.receiver_count() > 0 {
             let _ = self.live.send(Arc::new(line.clone()));
         }
-        self.batch.push(HistoryItem::Log(line));
+        self.batch.push(HistoryItem::Log(line), None);
     }
 
     fn take_item(&mut self, message: Option<Message>, flush: &mut Vec<Waiting>) -> bool {
         match message {
-            Some(Message::Item(item)) => self.batch.push(*item),
+            Some(Message::Item(item, room)) => self.batch.push(*item, Some(room)),
             Some(Message::Flush(waiting)) => flush.push(waiting),
             None => return false,
         }
@@ -163,18 +207,19 @@ impl Writer {
     }
 
     async fn write(&mut self) {
-        let finished: HashSet<_> = self.batch.iter().filter_map(finished_id).collect();
-        self.batch.retain(|item| match item {
+        let mut batch = std::mem::take(&mut self.batch);
+        let finished: HashSet<_> = batch.items.iter().filter_map(finished_id).collect();
+        batch.items.retain(|item| match item {
             HistoryItem::Started(invocation) => !finished.contains(&invocation.id),
             HistoryItem::Finished(_) | HistoryItem::Log(_) => true,
         });
-        if self.batch.is_empty() {
-            return;
+        for chunk in chunks(&batch.items, BATCH_MAX, BATCH_BYTES_MAX) {
+            if let Err(err) = self.store.record(chunk).await
+                && let Some(missing) = self.unwritten.add(chunk.len())
+            {
+                tracing::error!(%err, missing, "failed to write the history: invocations or lines are missing from it");
+            }
         }
-        if let Err(err) = self.store.record(&self.batch).await {
-            tracing::error!(%err, items = self.batch.len(), "failed to write the history");
-        }
-        self.batch.clear();
     }
 }
 
@@ -184,3 +229,6 @@ fn finished_id(item: &HistoryItem) -> Option<crate::model::InvocationId> {
         HistoryItem::Started(_) | HistoryItem::Log(_) => None,
     }
 }
+
+#[cfg(test)]
+mod tests;

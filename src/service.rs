@@ -83,7 +83,7 @@ impl Service {
         let store = Store::open(&data.join("chatfn.db")).await?;
         store.abandon_invocations(SystemTime::now()).await?;
         store.release_claims().await?;
-        let (history, history_task) = History::start(store.clone());
+        let (history, history_task) = History::start(store.clone(), config.log_line_bytes_max);
         let workers = Arc::new(worker_config(config, &sandbox, node.clone(), shim, &artifacts, &history));
         let budget = MemoryBudget::new(config.memory_budget());
         let serving =
@@ -297,7 +297,11 @@ pub fn find_tools(config: &Config) -> anyhow::Result<(PathBuf, PathBuf)> {
         None => which::which(name)
             .with_context(|| format!("{name} is not on PATH: {install}, or set `{name}` in the configuration")),
     };
-    let node = find(&config.node, "node", "install Node.js 20 or newer (https://nodejs.org; Debian 13: apt-get install nodejs)")?;
+    let node = find(
+        &config.node,
+        "node",
+        "install Node.js 20 or newer (https://nodejs.org; Debian 13: apt-get install nodejs)",
+    )?;
     let npm = find(&config.npm, "npm", "install npm (Debian: apt-get install npm)")?;
     // `npm` is a link to npm-cli.js; run with our Node it needs no shell and no other PATH.
     let cli = npm.canonicalize().with_context(|| format!("resolve {}", npm.display()))?;

@@ -15,7 +15,7 @@ mod idempotency;
 mod invocation_row;
 mod open;
 #[cfg(test)]
-mod testing;
+pub mod testing;
 mod versions;
 
 use std::path::PathBuf;

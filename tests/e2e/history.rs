@@ -232,3 +232,23 @@ async fn how_long_history_is_kept_is_the_apps_own_setting() {
     assert_eq!(app.history().await[0].result_json, json!("jane").to_string());
     server.stop().await;
 }
+
+#[tokio::test]
+async fn a_history_that_cannot_be_written_holds_up_no_answer() {
+    use sqlx::{ConnectOptions, Connection};
+    let server = TestServer::start().await;
+    let app = server.deploy_function("demo", LOGIN, MIXED).await;
+    let file = sqlx::sqlite::SqliteConnectOptions::new().filename(server.data().join("data/chatfn.db"));
+    let mut other = file.connect().await.expect("opens");
+    // Another writer. The service would wait five seconds for it, and then log an error, which this test does not announce.
+    sqlx::query("BEGIN IMMEDIATE").execute(&mut other).await.expect("locks");
+    let mut made = Vec::new();
+    for n in 0..20 {
+        made.push(app.login(&n.to_string()).await.invocation_id);
+    }
+    sqlx::query("ROLLBACK").execute(&mut other).await.expect("unlocks");
+    other.close().await.expect("closes");
+    made.reverse();
+    assert_eq!(app.history().await.into_iter().map(|row| row.invocation_id).collect::<Vec<_>>(), made);
+    server.stop().await;
+}
