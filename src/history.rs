@@ -13,7 +13,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast, mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 
 use crate::model::{Invocation, LogLine};
-use crate::store::{HistoryItem, Store};
+use crate::store::{self, HistoryItem, LogPosition, Store};
 
 use bounds::{Missing, bytes, chunks};
 
@@ -49,7 +49,15 @@ enum Message {
 /// Who waits for a batch to be written.
 enum Waiting {
     Reader(oneshot::Sender<()>),
-    Follower(oneshot::Sender<broadcast::Receiver<Arc<LogLine>>>),
+    Follower(oneshot::Sender<Result<Following, store::Error>>),
+}
+
+/// The log from now on.
+pub struct Following {
+    /// The store holds every line up to here, …
+    pub stored_until: LogPosition,
+    /// … and here come all that follow. A receiver that falls behind is told how many it missed.
+    pub lines: broadcast::Receiver<Arc<LogLine>>,
 }
 
 impl History {
@@ -91,12 +99,16 @@ impl History {
         self.lines.clone()
     }
 
-    /// Lines from now on: everything before is readable in the store when this resolves, nothing is in both. A receiver that falls
-    /// behind is told how many it missed. `None` once the writer has ended.
-    pub async fn follow(&self) -> Option<broadcast::Receiver<Arc<LogLine>>> {
+    /// Lines from now on; what came before is readable in the store when this resolves. `None` once the writer has ended.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub async fn follow(&self) -> Result<Option<Following>, store::Error> {
         let (reply, answer) = oneshot::channel();
-        self.items.send(Message::Flush(Waiting::Follower(reply))).await.ok()?;
-        answer.await.ok()
+        if self.items.send(Message::Flush(Waiting::Follower(reply))).await.is_err() {
+            return Ok(None);
+        }
+        answer.await.ok().transpose()
     }
 
     /// Resolves when everything that came before is readable in the store.
@@ -150,13 +162,19 @@ impl Writer {
             for waiting in flush {
                 match waiting {
                     Waiting::Reader(done) => drop(done.send(())),
-                    Waiting::Follower(reply) => drop(reply.send(self.live.subscribe())),
+                    Waiting::Follower(reply) => drop(reply.send(self.follow().await)),
                 }
             }
             if !open {
                 return;
             }
         }
+    }
+
+    /// Nobody else writes lines, and this task writes none meanwhile: between the two there is no line.
+    async fn follow(&self) -> Result<Following, store::Error> {
+        let stored_until = self.store.log_position().await?;
+        Ok(Following { stored_until, lines: self.live.subscribe() })
     }
 
     /// Fills a batch; returns early when somebody waits for it. False: all handles are gone.

@@ -2,6 +2,7 @@ use std::time::SystemTime;
 
 use super::*;
 use crate::model::{InvocationId, LogLevel, LogSource, Outcome, RawJson, Timings, VersionNumber};
+use crate::store::LogFilter;
 use crate::store::testing::{app, at, ready_version, store, trigger};
 
 fn invocation(event_bytes: usize) -> Invocation {
@@ -34,6 +35,11 @@ fn line(text: &str) -> LogLine {
         source: LogSource::Console,
         text: text.to_owned(),
     }
+}
+
+async fn stored_lines(store: &Store, until: Option<LogPosition>) -> Vec<String> {
+    let lines = store.logs(&app("shop"), LogFilter { until, ..LogFilter::default() }, 99).await.expect("logs");
+    lines.into_iter().map(|line| line.text).collect()
 }
 
 #[tokio::test]
@@ -100,4 +106,22 @@ async fn what_the_store_refuses_is_counted_and_said_once() {
     assert_eq!(writer.unwritten.total(), 3);
     assert_eq!(writer.unwritten.add(1), None, "it was said a moment ago");
     assert!(writer.batch.items.is_empty(), "they are not tried again");
+}
+
+#[tokio::test]
+async fn a_follower_sees_each_line_in_one_place() {
+    let (_dir, store) = store().await;
+    ready_version(&store, "shop").await;
+    let (history, _task) = History::start(store.clone(), 8192);
+    let following = history.follow().await.expect("readable").expect("it runs");
+    assert!(stored_lines(&store, Some(following.stored_until)).await.is_empty());
+    history.lines().send(line("before")).await.expect("sent");
+    let mut following = history.follow().await.expect("readable").expect("it runs");
+    // Comes, and is written, before the follower reads what is stored.
+    history.lines().send(line("between")).await.expect("sent");
+    history.flush().await;
+    assert_eq!(stored_lines(&store, None).await, ["before", "between"]);
+    assert_eq!(stored_lines(&store, Some(following.stored_until)).await, ["before"]);
+    assert_eq!(following.lines.recv().await.expect("a line").text, "between");
+    assert!(following.lines.try_recv().is_err());
 }

@@ -39,7 +39,13 @@ pub struct LogFilter {
     pub invocation: Option<InvocationId>,
     pub min_level: Option<LogLevel>,
     pub version: Option<VersionNumber>,
+    /// Nothing that was written later.
+    pub until: Option<LogPosition>,
 }
+
+/// A place in the log of all apps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogPosition(i64);
 
 impl Store {
     /// Records all items in one transaction. Those of an app that is gone are left out.
@@ -97,8 +103,15 @@ impl Store {
         sql.and("invocation_id = ", filter.invocation.map(|id| id.to_string()));
         sql.and("level >= ", filter.min_level.map(level_code));
         sql.and("version = ", filter.version.map(|v| signed(v.0)));
+        sql.and("seq <= ", filter.until.map(|position| position.0));
         let rows = sql.newest("seq", last).build().fetch_all(self.read()).await;
         rows.map_err(during("list logs"))?.iter().rev().map(decode_log).collect()
+    }
+
+    /// The newest line's.
+    pub async fn log_position(&self) -> Result<LogPosition, Error> {
+        let query = sqlx::query_scalar("SELECT COALESCE(MAX(seq), 0) FROM logs").fetch_one(self.read());
+        query.await.map(LogPosition).map_err(during("read the log's end"))
     }
 
     /// Deletes up to `limit` ended invocations and up to `limit` log lines that are older than their app keeps them;

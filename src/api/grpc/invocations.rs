@@ -112,15 +112,18 @@ impl InvocationService for Invocations {
             invocation: non_empty(request.invocation_id).map(|id| id.parse()).transpose()?,
             min_level: convert::level_filter(request.level)?,
             version: (request.version != 0).then_some(VersionNumber(request.version)),
+            until: None,
         };
-        let live = if request.follow { self.0.history.follow().await } else { None };
-        if live.is_none() {
+        let following = if request.follow { self.0.history.follow().await? } else { None };
+        let until = following.as_ref().map(|following| following.stored_until);
+        if following.is_none() {
             self.0.history.flush().await;
         }
-        let stored = self.0.store.logs(&app.id, filter.clone(), last).await?;
+        let stored = self.0.store.logs(&app.id, LogFilter { until, ..filter.clone() }, last).await?;
         let shown = |line| Ok(proto::TailLogsResponse { entry: Some(convert::log_entry(line)) });
         let stored = stream::iter(stored).map(shown);
-        let Some(live) = live else { return Ok(Response::new(Box::pin(stored))) };
+        let Some(following) = following else { return Ok(Response::new(Box::pin(stored))) };
+        let live = following.lines;
         let follower = Follower { live, app: app.id, filter, drain: self.0.drain.clone(), missed: VecDeque::new() };
         Ok(Response::new(Box::pin(stored.chain(follower.stream().map(shown)))))
     }
