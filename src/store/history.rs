@@ -14,6 +14,9 @@ use crate::model::{
     TriggerType, VersionNumber,
 };
 
+/// No function runs for so long: what says RUNNING for longer has lost its end.
+const RUNNING_MARGIN: Duration = Duration::from_secs(24 * 3600);
+
 /// One thing to remember.
 #[derive(Debug, Clone, PartialEq)]
 pub enum HistoryItem {
@@ -114,21 +117,27 @@ impl Store {
         query.await.map(LogPosition).map_err(during("read the log's end"))
     }
 
-    /// Deletes up to `limit` ended invocations and up to `limit` log lines that are older than their app keeps them;
-    /// returns how many rows went. Call it until that is 0.
+    /// Deletes up to `limit` invocations and up to `limit` log lines that are older than their app keeps them; returns how
+    /// many rows went. Call it until that is 0. Of one that says RUNNING for so long the end was lost.
     pub async fn purge_history(&self, now: SystemTime, default_retention: Duration, limit: u32) -> Result<u64, Error> {
-        let mut purged = 0;
-        for batch in [
-            // CROSS JOIN: app by app, each with its own bound on an index.
+        // CROSS JOIN: app by app, each with its own bound on an index.
+        let invocations = sqlx::query(
             "DELETE FROM invocations WHERE id IN (
                  SELECT i.id FROM apps a CROSS JOIN invocations i WHERE i.app_id = a.id
-                 AND i.created_at < $1 - COALESCE(a.history_retention_ms, $2) AND i.status <> 0 LIMIT $3)",
+                 AND i.created_at < $1 - COALESCE(a.history_retention_ms, $2)
+                 AND (i.status <> 0 OR i.created_at < $1 - COALESCE(a.history_retention_ms, $2) - $4) LIMIT $3)",
+        );
+        let logs = sqlx::query(
             "DELETE FROM logs WHERE seq IN (
                  SELECT l.seq FROM apps a CROSS JOIN logs l WHERE l.app_id = a.id
                  AND l.at < $1 - COALESCE(a.history_retention_ms, $2) LIMIT $3)",
-        ] {
-            let query = sqlx::query(batch).bind(millis(now)).bind(span_millis(default_retention));
-            let query = query.bind(i64::from(limit));
+        );
+        let mut purged = 0;
+        for (batch, margin) in [(invocations, Some(RUNNING_MARGIN)), (logs, None)] {
+            let mut query = batch.bind(millis(now)).bind(span_millis(default_retention)).bind(i64::from(limit));
+            if let Some(margin) = margin {
+                query = query.bind(span_millis(margin));
+            }
             purged += query.execute(self.write()).await.map_err(during("purge history"))?.rows_affected();
         }
         Ok(purged)

@@ -198,10 +198,23 @@ async fn history_is_purged_when_its_app_no_longer_keeps_it() {
 }
 
 #[tokio::test]
+async fn an_invocation_whose_end_was_lost_does_not_stay_for_ever() {
+    let (_dir, store) = store_with_app().await;
+    let running = started("shop"); // At second 1.
+    record(&store, [HistoryItem::Started(running.clone())]).await;
+    let purge = async |now| store.purge_history(at(1 + now), Duration::from_secs(50), 99).await.expect("purge");
+    let margin = RUNNING_MARGIN.as_secs();
+    assert_eq!(purge(50 + margin).await, 0, "it is only as old");
+    assert_eq!(purge(51 + margin).await, 1);
+    assert_eq!(stored(&store, running.id).await, None);
+}
+
+#[tokio::test]
 async fn a_purge_walks_the_index_of_ages() {
     let (_dir, store) = store_with_app().await;
     let sql = "EXPLAIN QUERY PLAN SELECT i.id FROM apps a CROSS JOIN invocations i WHERE i.app_id = a.id
-               AND i.created_at < 5 - COALESCE(a.history_retention_ms, 1) AND i.status <> 0 LIMIT 9";
+               AND i.created_at < 5 - COALESCE(a.history_retention_ms, 1)
+               AND (i.status <> 0 OR i.created_at < 5 - COALESCE(a.history_retention_ms, 1) - 2) LIMIT 9";
     let rows = sqlx::query(sql).fetch_all(store.read()).await.expect("plan");
     let plan: Vec<String> = rows.iter().map(|r| super::super::codec::get(r, "detail").expect("detail")).collect();
     assert!(plan.iter().any(|step| step.contains("SEARCH i USING INDEX invocations_by_age")), "{plan:?}");
