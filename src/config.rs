@@ -78,7 +78,7 @@ pub struct Config {
     pub log_bytes_max: usize,
     /// Longest log line.
     pub log_line_bytes_max: usize,
-    /// How long invocations, logs and finished events are kept. Apps may set their own.
+    /// How long invocations, logs and finished events are kept (these at least for the idempotency window). Apps may set their own.
     #[serde(with = "duration")]
     pub history_retention: Duration,
 

@@ -277,12 +277,11 @@ async fn maintain(store: Store, serving: Serving, config: Config, stop: Cancella
 
 async fn purge(store: &Store, config: &Config) -> Result<(), crate::store::Error> {
     let now = SystemTime::now();
-    let before = |age| now.checked_sub(age).unwrap_or(SystemTime::UNIX_EPOCH);
-    while store.purge_history(now, config.history_retention, PURGE_BATCH).await? > 0 {}
-    // Their keys must live as long as the window says.
-    let finished = config.history_retention.max(config.idempotency_window);
-    while store.purge_events(before(finished), PURGE_BATCH).await? > 0 {}
-    while store.purge_replies(before(config.idempotency_window), PURGE_BATCH).await? > 0 {}
+    let (retention, window) = (config.history_retention, config.idempotency_window);
+    while store.purge_history(now, retention, PURGE_BATCH).await? > 0 {}
+    while store.purge_events(now, retention, window, PURGE_BATCH).await? > 0 {}
+    let before = now.checked_sub(window).unwrap_or(SystemTime::UNIX_EPOCH);
+    while store.purge_replies(before, PURGE_BATCH).await? > 0 {}
     store.shrink().await
 }
 

@@ -5,11 +5,13 @@
 //! event is RUNNING at a time, and only the first of the others may follow it: a retry keeps its place. Whoever claims
 //! an event gets a fence with it; when somebody else has claimed it since, the late one changes nothing.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::oneshot;
 
-use super::codec::{Row, corrupt, get, get_parsed, get_time, get_u32, get_unsigned, get_version, millis, time};
+use super::codec::{
+    Row, corrupt, get, get_parsed, get_time, get_u32, get_unsigned, get_version, millis, span_millis, time,
+};
 use super::{Error, Store, during, enqueuer};
 use crate::model::{AppId, Event, EventId, RawJson, TriggerType, VersionNumber};
 
@@ -185,13 +187,23 @@ impl Store {
         due.map(|ms| time(ms).ok_or_else(|| corrupt("due_at", ms))).transpose()
     }
 
-    /// Deletes up to `limit` DONE and SKIPPED events that ended before; returns how many.
-    pub async fn purge_events(&self, finished_before: SystemTime, limit: u32) -> Result<u64, Error> {
+    /// Deletes up to `limit` DONE and SKIPPED events that ended longer ago than their app keeps its history, but none that
+    /// ended within `keep_min`: until then their idempotency keys count. Returns how many.
+    pub async fn purge_events(
+        &self,
+        now: SystemTime,
+        default_retention: Duration,
+        keep_min: Duration,
+        limit: u32,
+    ) -> Result<u64, Error> {
         let query = sqlx::query(
             "DELETE FROM events WHERE seq IN (
-                 SELECT seq FROM events WHERE state < 4 AND finished_at < $1 ORDER BY finished_at LIMIT $2)",
+                 SELECT e.seq FROM apps a CROSS JOIN events e WHERE e.app_id = a.id AND e.state < 4
+                 AND e.finished_at < $1 - CASE WHEN COALESCE(a.history_retention_ms, $2) > $3
+                     THEN COALESCE(a.history_retention_ms, $2) ELSE $3 END LIMIT $4)",
         );
-        let query = query.bind(millis(finished_before)).bind(i64::from(limit));
+        let query = query.bind(millis(now)).bind(span_millis(default_retention)).bind(span_millis(keep_min));
+        let query = query.bind(i64::from(limit));
         Ok(query.execute(self.write()).await.map_err(during("purge events"))?.rows_affected())
     }
 }

@@ -1,8 +1,8 @@
 use std::collections::HashSet;
-use std::time::Duration;
 
 use futures_util::future::try_join_all;
 
+use super::super::AppChange;
 use super::super::testing::{app, at, event, ready_version, store};
 use super::*;
 
@@ -102,7 +102,8 @@ async fn a_duplicate_gets_the_first_ones_id() {
     let running = claim(&store, 1, 1).await.remove(0);
     assert!(finish(&store, &running, Disposition::Done).await);
     assert!(store.enqueue(with_key("shop")).await.expect("enqueue").duplicate, "also when it is done");
-    assert_eq!(store.purge_events(at(501), 10).await.expect("purge"), 1);
+    let moment = Duration::from_millis(1);
+    assert_eq!(store.purge_events(at(501), moment, moment, 10).await.expect("purge"), 1);
     assert!(!store.enqueue(with_key("shop")).await.expect("enqueue").duplicate, "not when it is forgotten");
 }
 
@@ -261,10 +262,14 @@ async fn only_finished_events_are_purged_and_in_batches() {
         let (id, fence) = (claimed[n].event.id, claimed[n].claim);
         assert!(store.finish_claim(id, fence, disposition, at(n as u64)).await.expect("finish"));
     }
-    assert_eq!(store.purge_events(at(2), 1).await.expect("purge"), 1);
-    assert_eq!(store.purge_events(at(2), 10).await.expect("purge"), 1, "the third ended at the bound");
-    assert_eq!(store.purge_events(at(1000), 10).await.expect("purge"), 1);
-    assert_eq!(store.purge_events(at(1000), 10).await.expect("purge"), 0);
+    let purge = async |now: u64, limit| {
+        let second = Duration::from_secs(1);
+        store.purge_events(at(now), second, second, limit).await.expect("purge")
+    };
+    assert_eq!(purge(3, 1).await, 1);
+    assert_eq!(purge(3, 10).await, 1, "the third ended at the bound");
+    assert_eq!(purge(1000, 10).await, 1);
+    assert_eq!(purge(1000, 10).await, 0);
     assert_eq!(figures(&store).await, (1, 1, 1));
     let (reason, error): (String, String) = sqlx::query_as("SELECT reason, error FROM events WHERE state = 4")
         .fetch_one(store.read())
@@ -453,4 +458,37 @@ async fn times_before_the_epoch_do_no_harm() {
     add(&store, NewEvent { due_at: past, ..event("shop") }).await;
     assert_eq!(store.next_due().await.expect("next"), Some(past));
     assert_eq!(claim(&store, 1, 0).await.len(), 1);
+}
+
+#[tokio::test]
+async fn finished_events_are_kept_as_long_as_their_app_says_and_as_their_keys_count() {
+    let (_dir, store) = store_with_app().await;
+    ready_version(&store, "keeper").await;
+    let change = AppChange { history_retention: Some(Some(Duration::from_secs(50))), ..AppChange::default() };
+    store.update_app(&app("keeper"), change).await.expect("update");
+    for id in ["shop", "keeper"] {
+        add(&store, event(id)).await;
+        let claimed = claim(&store, 1, 1).await.remove(0);
+        let (id, fence) = (claimed.event.id, claimed.claim);
+        assert!(store.finish_claim(id, fence, Disposition::Done, at(10)).await.expect("finish"));
+    }
+    let purge = async |now: u64, keep_min| {
+        let (default, keep_min) = (Duration::from_secs(20), Duration::from_secs(keep_min));
+        store.purge_events(at(now), default, keep_min, 10).await.expect("purge")
+    };
+    assert_eq!(purge(31, 30).await, 0, "the key counts longer than the default");
+    assert_eq!(purge(31, 0).await, 1, "the shop's");
+    assert_eq!(purge(60, 0).await, 0, "the keeper's is only as old");
+    assert_eq!(purge(61, 0).await, 1);
+}
+
+#[tokio::test]
+async fn a_purge_of_events_walks_the_index_of_ages() {
+    let (_dir, store) = store_with_app().await;
+    let sql = "EXPLAIN QUERY PLAN SELECT e.seq FROM apps a CROSS JOIN events e WHERE e.app_id = a.id AND e.state < 4
+               AND e.finished_at < 5 - CASE WHEN COALESCE(a.history_retention_ms, 1) > 2
+                   THEN COALESCE(a.history_retention_ms, 1) ELSE 2 END LIMIT 9";
+    let rows = sqlx::query(sql).fetch_all(store.read()).await.expect("plan");
+    let plan: Vec<String> = rows.iter().map(|row| get(row, "detail").expect("detail")).collect();
+    assert!(plan.iter().any(|step| step.contains("INDEX events_by_age (app_id=? AND finished_at<?)")), "{plan:?}");
 }

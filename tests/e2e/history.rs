@@ -234,6 +234,32 @@ async fn how_long_history_is_kept_is_the_apps_own_setting() {
 }
 
 #[tokio::test]
+async fn what_is_older_than_its_app_keeps_is_deleted() {
+    let server = TestServer::with(&["history_retention=1ms"]).await;
+    let app = server.deploy_function("demo", LOGIN, "export const handleEvent = () => console.log('hi')").await;
+    let keeper = server.deploy_function("keeper", LOGIN, MIXED).await;
+    let history_retention = Some(prost_types::Duration { seconds: 3600, nanos: 0 });
+    let request = proto::UpdateAppRequest { app_id: keeper.id.clone(), history_retention, ..Default::default() };
+    server.apps().update_app(request).await.expect("updates");
+    for app in [&app, &keeper] {
+        app.login("jane").await;
+        assert_eq!(app.history().await.len(), 1);
+    }
+    // Old rows go once a minute, and first at the start.
+    let server = server.crash_and_restart().await;
+    let (app, keeper) = (server.app("demo"), server.app("keeper"));
+    wait_until("it is gone", async || app.history().await.is_empty()).await;
+    let request = proto::TailLogsRequest { app_id: app.id.clone(), ..Default::default() };
+    wait_until("its line is gone", async || {
+        let mut lines = server.invocations().tail_logs(request.clone()).await.expect("lines").into_inner();
+        lines.message().await.expect("an end").is_none()
+    })
+    .await;
+    assert_eq!(keeper.history().await.len(), 1);
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn a_history_that_cannot_be_written_holds_up_no_answer() {
     use sqlx::{ConnectOptions, Connection};
     let server = TestServer::start().await;
