@@ -115,7 +115,7 @@ impl Store {
     }
 
     /// Claims up to `limit` events that are due, and those whose claim has expired, until `claim_until`. They come in the
-    /// order of their arrival.
+    /// order of their arrival. A row that does not decode becomes a dead letter: it must not keep the others from running.
     pub async fn claim(
         &self,
         limit: u32,
@@ -126,7 +126,24 @@ impl Store {
         let query = sqlx::query(CLAIM).bind(millis(claim_until)).bind(claim.0).bind(millis(now)).bind(i64::from(limit));
         let mut rows = query.fetch_all(self.write()).await.map_err(during("claim events"))?;
         rows.sort_by_cached_key(|row| get::<i64>(row, "seq").unwrap_or(i64::MAX)); // RETURNING has no order.
-        rows.iter().map(|row| Ok(ClaimedEvent { event: decode(row)?, claim })).collect()
+        let mut claimed = Vec::with_capacity(rows.len());
+        for row in &rows {
+            match decode(row) {
+                Ok(event) => claimed.push(ClaimedEvent { event, claim }),
+                Err(err) => self.bury(get(row, "seq")?, claim, &err, now).await?,
+            }
+        }
+        Ok(claimed)
+    }
+
+    async fn bury(&self, seq: i64, claim: ClaimId, err: &Error, now: SystemTime) -> Result<(), Error> {
+        tracing::error!(%err, seq, "an event's row is damaged; it becomes a dead letter");
+        let query = sqlx::query(
+            "UPDATE events SET state = 4, reason = 'DAMAGED', error = $1, finished_at = $2, claim_id = NULL
+             WHERE seq = $3 AND claim_id = $4",
+        );
+        let query = query.bind(err.to_string()).bind(millis(now)).bind(seq).bind(claim.0);
+        query.execute(self.write()).await.map(|_| ()).map_err(during("bury an event"))
     }
 
     /// Prolongs a claim; false where it is no longer ours.

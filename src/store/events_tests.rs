@@ -492,3 +492,15 @@ async fn a_purge_of_events_walks_the_index_of_ages() {
     let plan: Vec<String> = rows.iter().map(|row| get(row, "detail").expect("detail")).collect();
     assert!(plan.iter().any(|step| step.contains("INDEX events_by_age (app_id=? AND finished_at<?)")), "{plan:?}");
 }
+
+#[tokio::test]
+async fn a_damaged_row_becomes_a_dead_letter_and_the_others_run() {
+    let (_dir, store) = store_with_app().await;
+    add(&store, event("shop")).await;
+    let healthy = add(&store, event("shop")).await;
+    let damage = "UPDATE events SET version = -1 WHERE seq = (SELECT MIN(seq) FROM events)";
+    sqlx::query(damage).execute(store.write()).await.expect("damage");
+    let claimed = claim(&store, 10, 1).await;
+    assert_eq!(claimed.iter().map(|claimed| claimed.event.id).collect::<Vec<_>>(), [healthy]);
+    assert_eq!(figures(&store).await, (0, 1, 1));
+}
