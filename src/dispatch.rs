@@ -1,6 +1,6 @@
 //! The queue's loop: claim → invoke → done, retry with backoff, or dead letter.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
@@ -9,9 +9,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::invoke::{self, Attempt, Invoker, SkipReason, runnable};
-use crate::model::{Function, FunctionFailure, Outcome, RetryPolicy};
+use crate::model::{Function, Outcome, RetryPolicy};
 use crate::serving::{self, Served, Serving};
-use crate::store::{ClaimedEvent, Disposition, Store};
+use crate::store::{self, ClaimedEvent, Disposition, Store};
 
 /// Claimed at a time, at most; each claim is one write transaction.
 const CLAIM_BATCH_MAX: usize = 32;
@@ -23,6 +23,8 @@ const CLAIM_INITIAL: Duration = Duration::from_secs(60);
 const CLAIM_MARGIN: Duration = Duration::from_secs(30);
 /// Before an event comes back that failed for no fault of its function.
 const RELEASE_DELAY: Duration = Duration::from_secs(2);
+/// The same failure is logged so often, at most.
+const SAID_AGAIN_AFTER: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -40,6 +42,23 @@ pub struct Dispatcher {
     pub settings: Settings,
     /// Notified on each enqueue.
     pub enqueued: Arc<Notify>,
+    pub complaints: Complaints,
+}
+
+/// What we log of our own failures: each once, not for every event that it happens to.
+#[derive(Debug, Default)]
+pub struct Complaints(Mutex<Option<(String, Instant)>>);
+
+impl Complaints {
+    fn error(&self, what: &str, err: &dyn std::error::Error) {
+        let text = format!("{what}: {err}");
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = last.as_ref().is_some_and(|(said, at)| *said == text && at.elapsed() < SAID_AGAIN_AFTER);
+        if !known {
+            tracing::error!("{text}");
+            *last = Some((text, Instant::now()));
+        }
+    }
 }
 
 impl Dispatcher {
@@ -79,7 +98,7 @@ impl Dispatcher {
         match self.store.claim(limit as u32, now + CLAIM_INITIAL, now).await {
             Ok(claimed) => claimed,
             Err(err) => {
-                tracing::error!(%err, "failed to claim events");
+                self.complaints.error("failed to claim events", &err);
                 sleep(POLL_MAX).await;
                 Vec::new()
             }
@@ -100,9 +119,11 @@ impl Dispatcher {
         let disposition = self.attempt(&claimed).await;
         match self.store.finish_claim(claimed.event.id, claimed.claim, disposition, SystemTime::now()).await {
             Ok(true) => self.enqueued.notify_one(), // The next one of its key may run now.
+            // It goes with its app, which somebody wants.
+            Ok(false) if matches!(self.store.has_event(claimed.event.id).await, Ok(false)) => {}
             Ok(false) => tracing::warn!(event = %claimed.event.id, "an event was taken over while it ran"),
             Err(err) => {
-                tracing::error!(event = %claimed.event.id, %err, "failed to record an event's end; it runs again")
+                self.complaints.error("failed to record an event's end; it runs again", &err);
             }
         }
     }
@@ -112,7 +133,7 @@ impl Dispatcher {
         let (served, function) = match self.resolve(claimed).await {
             Ok(Ok(found)) => found,
             Ok(Err(reason)) => return Disposition::Skipped { reason: reason.as_str().to_owned() },
-            Err(err) => return released(&err),
+            Err(err) => return self.unresolved(claimed, &err).await,
         };
         if let Some(dead) = spent(&function.retry, claimed) {
             return dead;
@@ -121,7 +142,7 @@ impl Dispatcher {
         match self.store.renew_claim(claimed, SystemTime::now() + until).await {
             Ok(true) => {}
             Ok(false) => return release(), // Taken over; the fence ignores this.
-            Err(err) => return released(&err),
+            Err(err) => return self.released(&err),
         }
         let attempt = Attempt {
             served,
@@ -135,11 +156,38 @@ impl Dispatcher {
             Ok(ran) => match ran.outcome {
                 Outcome::Result(_) | Outcome::Denied(_) => Disposition::Done,
                 Outcome::Failed(failure) if failure.kind.is_retryable() => release(),
-                Outcome::Failed(failure) => after_failure(&function.retry, claimed, &failure),
+                Outcome::Failed(failure) => {
+                    after_failure(&function.retry, claimed, format!("{}: {}", failure.name, failure.message))
+                }
             },
             Err(invoke::Error::AtCapacity(_) | invoke::Error::NoWorker(_) | invoke::Error::Draining) => release(),
-            Err(err) => released(&err),
+            Err(invoke::Error::Version(err)) => self.unresolved(claimed, &err).await,
+            Err(err) => self.released(&err),
         }
+    }
+
+    /// Its version cannot be loaded. A store that is away may come back and costs no attempt; a file or row that is damaged rarely
+    /// heals, so the event is tried as often as its function would be, and then somebody has to look.
+    async fn unresolved(&self, claimed: &ClaimedEvent, err: &serving::Error) -> Disposition {
+        let event = &claimed.event;
+        let version = self.store.version(&event.app, event.version).await.ok().flatten();
+        let function = version.as_ref().and_then(|version| version.function(&event.trigger_type));
+        let policy = function.map(|function| function.retry.clone()).unwrap_or_default();
+        if let Some(dead) = spent(&policy, claimed) {
+            return dead;
+        }
+        match err {
+            serving::Error::Artifact(_) | serving::Error::Store(store::Error::Corrupt(_)) => {
+                self.complaints.error("failed to load the version of an event", err);
+                after_failure(&policy, claimed, err.to_string())
+            }
+            err => self.released(err),
+        }
+    }
+
+    fn released(&self, err: &dyn std::error::Error) -> Disposition {
+        self.complaints.error("failed to run an event; it is tried again", err);
+        release()
     }
 
     /// The version the event was queued for while it exists, else the active one.
@@ -177,11 +225,6 @@ fn release() -> Disposition {
     Disposition::Release { due_at: SystemTime::now() + RELEASE_DELAY }
 }
 
-fn released(err: &dyn std::error::Error) -> Disposition {
-    tracing::error!(%err, "failed to run an event; it is tried again");
-    release()
-}
-
 /// An event that may not run again: it kept bringing the service down, or kept failing for no fault of its function, for too long.
 fn spent(policy: &RetryPolicy, claimed: &ClaimedEvent) -> Option<Disposition> {
     let event = &claimed.event;
@@ -194,10 +237,9 @@ fn spent(policy: &RetryPolicy, claimed: &ClaimedEvent) -> Option<Disposition> {
     if age > policy.max_age { dead("TOO_OLD", "it could not be run in time") } else { None }
 }
 
-fn after_failure(policy: &RetryPolicy, claimed: &ClaimedEvent, failure: &FunctionFailure) -> Disposition {
+fn after_failure(policy: &RetryPolicy, claimed: &ClaimedEvent, error: String) -> Disposition {
     let now = SystemTime::now();
     let event = &claimed.event;
-    let error = format!("{}: {}", failure.name, failure.message);
     if event.attempt >= policy.max_attempts {
         return Disposition::Dead { reason: "ATTEMPTS_EXHAUSTED".to_owned(), error };
     }

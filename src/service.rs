@@ -156,6 +156,7 @@ impl Service {
             invoker: invoker.clone(),
             settings: dispatch::Settings { concurrency: config.dispatch_concurrency, wait_max: config.wait_max },
             enqueued,
+            complaints: dispatch::Complaints::default(),
         };
         Ok(Self {
             address,

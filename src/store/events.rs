@@ -172,6 +172,13 @@ impl Store {
         Ok(query.execute(self.write()).await.map_err(during("finish a claim"))?.rows_affected() > 0)
     }
 
+    /// Whether the event is there: one that is claimed is deleted with its app only.
+    pub async fn has_event(&self, event: EventId) -> Result<bool, Error> {
+        let query = sqlx::query_scalar("SELECT COUNT(*) FROM events WHERE id = $1").bind(event.to_string());
+        let found: i64 = query.fetch_one(self.read()).await.map_err(during("look for an event"))?;
+        Ok(found > 0)
+    }
+
     /// At start-up of a single node: nobody runs what says RUNNING. The attempts count, so that an event which brings the
     /// service down runs out of them.
     pub async fn release_claims(&self) -> Result<u64, Error> {

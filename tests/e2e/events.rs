@@ -38,6 +38,19 @@ async fn results(app: &TestApp) -> Vec<String> {
     succeeded.map(|row| String::from_utf8_lossy(&row.result_json).into_owned()).collect()
 }
 
+async fn until_dead(app: &TestApp) {
+    wait_until("it is dead", async || app.show().await.queue.is_some_and(|queue| queue.dead == 1)).await;
+}
+
+/// Why the only dead letter is one.
+async fn epitaph(server: &TestServer) -> (String, String) {
+    use sqlx::ConnectOptions;
+    let file = sqlx::sqlite::SqliteConnectOptions::new().filename(server.data().join("data/chatfn.db")).read_only(true);
+    let mut store = file.connect().await.expect("opens");
+    let dead = sqlx::query_as("SELECT reason, error FROM events WHERE state = 4").fetch_one(&mut store);
+    dead.await.expect("a dead letter")
+}
+
 #[tokio::test]
 async fn an_accepted_event_survives_the_death_of_the_service() {
     let server = TestServer::start().await;
@@ -62,7 +75,7 @@ async fn an_event_that_keeps_failing_is_retried_and_becomes_a_dead_letter() {
     let server = TestServer::start().await;
     let app = Publish::sent("demo", HANDLES).retry(3, Duration::from_millis(10)).on(&server).await;
     let accepted = accept(&app, app.call(SENT, &event("throw"))).await;
-    wait_until("it is dead", async || app.show().await.queue.is_some_and(|queue| queue.dead == 1)).await;
+    until_dead(&app).await;
     let queue = app.show().await.queue.expect("figures");
     assert_eq!((queue.queued, queue.running), (0, 0));
     let rows = app.history().await;
@@ -239,5 +252,67 @@ async fn a_key_belongs_to_its_trigger_type() {
     assert!(!sent.duplicate && !other.duplicate);
     assert_ne!(sent.event_id, other.event_id);
     assert!(accept(&app, keyed(SENT, &event("hi"))).await.duplicate);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn an_event_that_gets_too_old_becomes_a_dead_letter_whatever_attempts_it_has_left() {
+    let server = TestServer::start().await;
+    let mut publish = Publish::sent("demo", HANDLES).retry(100, Duration::from_millis(20));
+    let function = &mut publish.0.spec.as_mut().expect("a spec").functions[0];
+    function.retry.as_mut().expect("a policy").max_age = Some(prost_types::Duration { seconds: 1, nanos: 0 });
+    let app = publish.on(&server).await;
+    accept(&app, app.call(SENT, &event("throw"))).await;
+    until_dead(&app).await;
+    let (reason, error) = epitaph(&server).await;
+    assert_eq!(reason, "TOO_OLD");
+    assert!(error.contains("attempt "), "{error}");
+    let attempts = app.history().await.len();
+    assert!((1..100).contains(&attempts), "{attempts}");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn an_event_whose_version_cannot_be_loaded_becomes_a_dead_letter_and_is_not_logged_each_time() {
+    let server = TestServer::start().await;
+    let gate = Gate::new();
+    let publish = Publish::sent("demo", HANDLES).variable("GATE", &gate.path()).retry(4, Duration::from_millis(10));
+    let app = publish.on(&server).await;
+    accept(&app, app.call(SENT, &event("never"))).await;
+    let (data, settings) = server.crash();
+    std::fs::remove_dir_all(data.path().join("data/artifacts/demo")).expect("remove");
+    let mut server = TestServer::restart((data, settings)).await;
+    server.expect_log("failed to load the version of an event");
+    let app = server.app("demo");
+    until_dead(&app).await;
+    let (reason, error) = epitaph(&server).await;
+    assert_eq!(reason, "ATTEMPTS_EXHAUSTED");
+    assert!(error.contains("manifest.json"), "{error}");
+    let complaints = server.log().iter().filter(|line| line.contains(" ERROR ")).count();
+    assert_eq!(complaints, 1, "{:?}", server.log());
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn an_app_can_be_deleted_while_its_events_run() {
+    let server = TestServer::start().await;
+    let gate = Gate::new();
+    let publish = Publish::sent("demo", HANDLES).variable("GATE", &gate.path()).timeout(Duration::from_secs(60));
+    let app = publish.clone().on(&server).await;
+    for body in ["first", "second", "third"] {
+        accept(&app, app.call(SENT, &event(body))).await;
+    }
+    crate::pool::until_busy(&app, 3).await;
+    server.apps().delete_app(proto::DeleteAppRequest { app_id: app.id.clone() }).await.expect("deleted");
+    let gone = app.invoke(SENT, &event("late")).await.expect_err("it is gone");
+    assert_eq!(reason(&gone), (Code::NotFound, "APP_NOT_FOUND".to_owned()));
+    wait_until("its workers are gone", async || server.worker_processes().is_empty()).await;
+    // The next one of that name has nothing of it.
+    gate.open();
+    let app = publish.on(&server).await;
+    accept(&app, app.call(SENT, &event("new"))).await;
+    wait_until("it ran", async || !results(&app).await.is_empty()).await;
+    assert_eq!(results(&app).await, ["[\"new\",1]"]);
+    assert_eq!(app.show().await.queue.expect("figures").dead, 0);
     server.stop().await;
 }
