@@ -97,7 +97,7 @@ pub struct Config {
     /// Most files of an installed tree.
     pub install_files_max: u64,
 
-    /// On SIGTERM: how long running invocations and publishes may take to finish.
+    /// On SIGTERM: how long running invocations and publishes may take to finish. Ten seconds later the service has ended in any case.
     #[serde(with = "duration")]
     pub drain_timeout: Duration,
 

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast, mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
 
 use crate::model::{Invocation, LogLine};
 use crate::store::{self, HistoryItem, LogPosition, Store};
@@ -61,15 +62,20 @@ pub struct Following {
 }
 
 impl History {
-    /// The task ends, with everything written, when all handles are gone.
-    pub fn start(store: Store, log_line_bytes_max: usize) -> (Self, tokio::task::JoinHandle<()>) {
+    /// The task ends, with everything written that came before, on `stop` or when all handles are gone. A client that reads nothing
+    /// may hold a handle for as long as it likes.
+    pub fn start(
+        store: Store,
+        log_line_bytes_max: usize,
+        stop: CancellationToken,
+    ) -> (Self, tokio::task::JoinHandle<()>) {
         let lines_max = (LINE_BYTES_QUEUED_MAX / log_line_bytes_max.max(1)).clamp(1, LINES_QUEUED_MAX);
         let (items, item_queue) = mpsc::channel(ITEMS_QUEUED_MAX);
         let (lines, line_queue) = mpsc::channel(lines_max);
         let (live, _) = broadcast::channel(LIVE_LINES_MAX);
         let unwritten = Missing::default();
         let batch = Batch::default();
-        let writer = Writer { store, items: item_queue, lines: line_queue, live, batch, unwritten };
+        let writer = Writer { store, items: item_queue, lines: line_queue, live, stop, batch, unwritten };
         let task = tokio::spawn(writer.run());
         (Self { items, lines, room: Arc::new(Semaphore::new(BYTES_QUEUED_MAX)), refused: Arc::default() }, task)
     }
@@ -125,6 +131,7 @@ struct Writer {
     items: mpsc::Receiver<Message>,
     lines: mpsc::Receiver<LogLine>,
     live: broadcast::Sender<Arc<LogLine>>,
+    stop: CancellationToken,
     batch: Batch,
     unwritten: Missing,
 }
@@ -177,7 +184,7 @@ impl Writer {
         Ok(Following { stored_until, lines: self.live.subscribe() })
     }
 
-    /// Fills a batch; returns early when somebody waits for it. False: all handles are gone.
+    /// Fills a batch; returns early when somebody waits for it. False: nothing more can come.
     async fn collect(&mut self, flush: &mut Vec<Waiting>) -> bool {
         let mut open = true;
         let mut deadline = None;
@@ -185,6 +192,11 @@ impl Writer {
             let next = async {
                 tokio::select! {
                     biased;
+                    () = self.stop.cancelled(), if !self.items.is_closed() => {
+                        self.lines.close();
+                        self.items.close();
+                        true
+                    }
                     Some(line) = self.lines.recv() => { self.take_line(line); true }
                     message = self.items.recv() => self.take_item(message, flush),
                 }

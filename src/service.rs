@@ -33,8 +33,12 @@ use crate::store::Store;
 use crate::worker;
 
 const NODE_MAJOR_MIN: u32 = 20;
-/// After the drain: for workers to end, the history to be written and connections to close.
+/// After the drain: for workers to end, connections to close and the history to be written, all together.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+/// Of which so much is left to the history and the store, whatever the steps before them take.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(4);
+/// A connection that never ends (a stream that nobody reads, hyper#4170) must not hold us.
+const CONNECTIONS_TIMEOUT: Duration = Duration::from_secs(2);
 /// HTTP/2 keepalive: a client that is half gone is noticed.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(60);
@@ -59,6 +63,7 @@ pub struct Service {
     store: Store,
     stop_dispatch: CancellationToken,
     stop_server: CancellationToken,
+    stop_history: CancellationToken,
     dispatcher: JoinHandle<()>,
     history: JoinHandle<()>,
     maintenance: JoinHandle<()>,
@@ -83,7 +88,8 @@ impl Service {
         let store = Store::open(&data.join("chatfn.db")).await?;
         store.abandon_invocations(SystemTime::now()).await?;
         store.release_claims().await?;
-        let (history, history_task) = History::start(store.clone(), config.log_line_bytes_max);
+        let stop_history = CancellationToken::new();
+        let (history, history_task) = History::start(store.clone(), config.log_line_bytes_max, stop_history.clone());
         let workers = Arc::new(worker_config(config, &sandbox, node.clone(), shim, &artifacts, &history));
         let budget = MemoryBudget::new(config.memory_budget());
         let serving =
@@ -172,6 +178,7 @@ impl Service {
             server: tokio::spawn(serve(listener, routes, stop_server.clone())),
             stop_dispatch,
             stop_server,
+            stop_history,
             _lock: lock,
         })
     }
@@ -194,16 +201,17 @@ impl Service {
         }
     }
 
-    /// Refuses new work, finishes what runs within the drain timeout, then stops whatever is left. Each step has a deadline.
+    /// Refuses new work, finishes what runs within the drain timeout, then stops whatever is left within [`STOP_TIMEOUT`].
     ///
-    /// On return no child is alive, the history is written and the store is closed.
+    /// On return no child is alive, the history is written and the store is closed – or the time was over, and the log says which
+    /// step took it.
     pub async fn shut_down(self) {
-        let deadline = Instant::now() + self.drain_timeout;
+        let drained_by = Instant::now() + self.drain_timeout;
         tracing::info!(timeout = ?self.drain_timeout, "draining");
         self.drain.start().await;
         self.stop_dispatch.cancel();
         let mut dispatcher = self.dispatcher;
-        let drained = timeout_at(deadline, async {
+        let drained = timeout_at(drained_by, async {
             let _ = (&mut dispatcher).await; // Its events count as running work.
             self.invoker.idle().await;
             self.publisher.idle().await;
@@ -211,11 +219,13 @@ impl Service {
         if drained.await.is_err() {
             tracing::warn!("the drain timeout is over: stopping what still runs");
         }
+        let end = Instant::now() + STOP_TIMEOUT;
+        let stopped_by = end - CLOSE_TIMEOUT;
         self.publisher.stop();
-        step("stop workers", self.serving.stop()).await;
-        step("finish publishes", self.publisher.idle()).await;
-        step("finish invocations", self.invoker.idle()).await;
-        step("finish events", async {
+        step("stop workers", stopped_by, self.serving.stop()).await;
+        step("finish publishes", stopped_by, self.publisher.idle()).await;
+        step("finish invocations", stopped_by, self.invoker.idle()).await;
+        step("finish events", stopped_by, async {
             if !dispatcher.is_finished() {
                 let _ = dispatcher.await;
             }
@@ -223,24 +233,25 @@ impl Service {
         .await;
         self.stop_server.cancel();
         let mut server = self.server;
-        if timeout(Duration::from_secs(2), &mut server).await.is_err() {
-            server.abort(); // A connection that never ends (hyper#4170) must not hold us.
+        if timeout(CONNECTIONS_TIMEOUT, &mut server).await.is_err() {
+            server.abort();
             let _ = server.await;
         }
         self.maintenance.abort();
         let _ = self.maintenance.await;
         drop((self.invoker, self.publisher, self.serving));
-        step("write the history", async {
+        self.stop_history.cancel();
+        step("write the history", end - CLOSE_TIMEOUT / 2, async {
             let _ = self.history.await;
         })
         .await;
-        step("close the store", self.store.close()).await;
+        step("close the store", end, self.store.close()).await;
         tracing::info!("stopped");
     }
 }
 
-async fn step(name: &str, work: impl Future<Output = ()>) {
-    if timeout(STOP_TIMEOUT, work).await.is_err() {
+async fn step(name: &str, deadline: Instant, work: impl Future<Output = ()>) {
+    if timeout_at(deadline, work).await.is_err() {
         tracing::error!(step = name, "a step of the shutdown did not end in time");
     }
 }

@@ -46,7 +46,7 @@ async fn stored_lines(store: &Store, until: Option<LogPosition>) -> Vec<String> 
 async fn what_waits_is_bounded_in_bytes() {
     let (_dir, store) = store().await;
     ready_version(&store, "shop").await;
-    let (history, _task) = History::start(store.clone(), 8192);
+    let (history, _task) = History::start(store.clone(), 8192, CancellationToken::new());
     // Nothing is awaited in between, so the writer cannot take any.
     let event_bytes = 1 << 20;
     let fit = BYTES_QUEUED_MAX / bytes(&HistoryItem::Finished(invocation(event_bytes)));
@@ -70,9 +70,9 @@ async fn what_waits_is_bounded_in_bytes() {
 #[tokio::test]
 async fn longer_lines_are_fewer() {
     let (_dir, store) = store().await;
-    let (history, _task) = History::start(store.clone(), 1 << 20);
+    let (history, _task) = History::start(store.clone(), 1 << 20, CancellationToken::new());
     assert_eq!(history.lines().max_capacity(), 64);
-    let (history, _task) = History::start(store, 256);
+    let (history, _task) = History::start(store, 256, CancellationToken::new());
     assert_eq!(history.lines().max_capacity(), LINES_QUEUED_MAX);
 }
 
@@ -98,7 +98,8 @@ async fn what_the_store_refuses_is_counted_and_said_once() {
     let (_lines, lines) = mpsc::channel(1);
     let (live, _) = broadcast::channel(1);
     let (batch, unwritten) = (Batch::default(), Missing::default());
-    let mut writer = Writer { store, items, lines, live, batch, unwritten };
+    let stop = CancellationToken::new();
+    let mut writer = Writer { store, items, lines, live, stop, batch, unwritten };
     for _ in 0..3 {
         writer.take_line(line("lost"));
     }
@@ -112,7 +113,7 @@ async fn what_the_store_refuses_is_counted_and_said_once() {
 async fn a_follower_sees_each_line_in_one_place() {
     let (_dir, store) = store().await;
     ready_version(&store, "shop").await;
-    let (history, _task) = History::start(store.clone(), 8192);
+    let (history, _task) = History::start(store.clone(), 8192, CancellationToken::new());
     let following = history.follow().await.expect("readable").expect("it runs");
     assert!(stored_lines(&store, Some(following.stored_until)).await.is_empty());
     history.lines().send(line("before")).await.expect("sent");
@@ -124,4 +125,21 @@ async fn a_follower_sees_each_line_in_one_place() {
     assert_eq!(stored_lines(&store, Some(following.stored_until)).await, ["before"]);
     assert_eq!(following.lines.recv().await.expect("a line").text, "between");
     assert!(following.lines.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn it_ends_with_everything_written_although_somebody_holds_a_handle() {
+    let (_dir, store) = store().await;
+    ready_version(&store, "shop").await;
+    let stop = CancellationToken::new();
+    let (history, task) = History::start(store.clone(), 8192, stop.clone());
+    let sent = invocation(1);
+    history.finished(sent.clone());
+    history.lines().send(line("last")).await.expect("sent");
+    stop.cancel();
+    task.await.expect("ends");
+    assert_eq!(store.invocation(&app("shop"), sent.id).await.expect("readable"), Some(sent));
+    assert_eq!(stored_lines(&store, None).await, ["last"]);
+    history.flush().await;
+    assert!(history.follow().await.expect("no error").is_none());
 }

@@ -19,6 +19,12 @@ async fn health(server: &TestServer) -> ServingStatus {
     answer.into_inner().status()
 }
 
+/// Started again, after it has ended by itself.
+async fn ended(mut server: TestServer) -> TestServer {
+    assert!(server.wait().await.success());
+    TestServer::restart(server.crash()).await
+}
+
 #[tokio::test]
 async fn a_drain_finishes_what_runs_and_refuses_what_is_new() {
     let server = TestServer::start().await;
@@ -45,7 +51,7 @@ async fn a_drain_finishes_what_runs_and_refuses_what_is_new() {
 
 #[tokio::test]
 async fn what_ran_during_the_drain_is_in_the_history() {
-    let mut server = TestServer::start().await;
+    let server = TestServer::start().await;
     let gate = Gate::new();
     let app = gate.function("demo").on(&server).await;
     let running = hold(&app, 1);
@@ -54,8 +60,7 @@ async fn what_ran_during_the_drain_is_in_the_history() {
     wait_until("it does not serve", async || health(&server).await == ServingStatus::NotServing).await;
     gate.open();
     let answer = running.join_all().await.remove(0);
-    assert!(server.wait().await.success());
-    let server = TestServer::restart(server.crash()).await;
+    let server = ended(server).await;
     let row = server.app("demo").invocation(&answer.invocation_id).await;
     assert_eq!(row.status(), InvocationStatus::Succeeded);
     server.stop().await;
@@ -79,7 +84,7 @@ async fn a_drain_ends_although_a_function_does_not() {
 
 #[tokio::test]
 async fn a_drain_waits_for_queued_events_that_run_and_leaves_the_rest_for_the_next_start() {
-    let mut server = TestServer::with(&["dispatch_concurrency=1"]).await;
+    let server = TestServer::with(&["dispatch_concurrency=1"]).await;
     let gate = Gate::new();
     let source = "import { existsSync } from 'fs';
     export const handleEvent = async (event) => {
@@ -96,8 +101,7 @@ async fn a_drain_waits_for_queued_events_that_run_and_leaves_the_rest_for_the_ne
     server.terminate();
     wait_until("it does not serve", async || health(&server).await == ServingStatus::NotServing).await;
     gate.open();
-    assert!(server.wait().await.success());
-    let server = TestServer::restart(server.crash()).await;
+    let server = ended(server).await;
     let app = server.app("demo");
     wait_until("both ran", async || {
         app.history().await.iter().filter(|row| row.status() == InvocationStatus::Succeeded).count() == 2
@@ -122,6 +126,52 @@ async fn a_follower_of_the_log_is_told_the_end() {
     });
     server.stop().await;
     follower.await.expect("joins").expect("a clean end");
+}
+
+#[tokio::test]
+async fn a_client_that_never_reads_its_stream_does_not_hold_the_shutdown() {
+    let server = TestServer::start().await;
+    let source = "export const handleEvent = () => { for (let n = 0; n < 50; n += 1) console.log('x'.repeat(4000)); }";
+    let app = Publish::login("demo", source).on(&server).await;
+    let request = proto::TailLogsRequest { app_id: app.id.clone(), follow: true, ..Default::default() };
+    // A window of a few bytes, so that the server soon has to wait for this reader.
+    let endpoint = tonic::transport::Endpoint::from_shared(server.address.clone()).expect("address");
+    let channel = endpoint.initial_stream_window_size(1024).connect().await.expect("connects");
+    let mut client = proto::invocation_service_client::InvocationServiceClient::new(channel);
+    let unread = client.tail_logs(request).await.expect("follows").into_inner();
+    for _ in 0..5 {
+        app.login("jane").await;
+    }
+    server.stop().await;
+    drop(unread);
+}
+
+#[tokio::test]
+async fn a_draining_service_activates_and_deletes_nothing() {
+    let server = TestServer::start().await;
+    let gate = Gate::new();
+    let app = gate.function("demo").on(&server).await;
+    gate.function("demo").on(&server).await;
+    let running = hold(&app, 1);
+    until_busy(&app, 1).await;
+    server.terminate();
+    wait_until("it does not serve", async || health(&server).await == ServingStatus::NotServing).await;
+    let app_id = app.id.clone();
+    let activate = proto::ActivateVersionRequest { app_id: app_id.clone(), version: 1 };
+    let delete = proto::DeleteVersionRequest { app_id: app_id.clone(), version: 1 };
+    let refused = [
+        server.versions().activate_version(activate).await.expect_err("draining"),
+        server.versions().delete_version(delete).await.expect_err("draining"),
+        server.apps().delete_app(proto::DeleteAppRequest { app_id }).await.expect_err("draining"),
+    ];
+    for status in refused {
+        assert_eq!(reason(&status), (Code::Unavailable, "DRAINING".to_owned()));
+    }
+    gate.open();
+    running.join_all().await;
+    let server = ended(server).await;
+    assert_eq!(server.app("demo").show().await.active_version, 2);
+    server.stop().await;
 }
 
 #[tokio::test]
