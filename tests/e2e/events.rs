@@ -288,8 +288,9 @@ async fn an_event_whose_version_cannot_be_loaded_becomes_a_dead_letter_and_is_no
     let (reason, error) = epitaph(&server).await;
     assert_eq!(reason, "ATTEMPTS_EXHAUSTED");
     assert!(error.contains("manifest.json"), "{error}");
-    let complaints = server.log().iter().filter(|line| line.contains(" ERROR ")).count();
-    assert_eq!(complaints, 1, "{:?}", server.log());
+    let complaints = async || server.log().iter().filter(|line| line.contains(" ERROR ")).count();
+    wait_until("it is logged", async || complaints().await > 0).await;
+    assert_eq!(complaints().await, 1, "{:?}", server.log());
     server.stop().await;
 }
 

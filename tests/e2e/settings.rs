@@ -2,7 +2,9 @@
 
 use std::process::Output;
 
-use crate::harness::{LOGIN, TestServer, binary};
+use tonic::Code;
+
+use crate::harness::{LOGIN, TestServer, binary, reason, wait_until};
 
 const FINE: &str = "export const handleEvent = (event) => event.username";
 
@@ -36,6 +38,7 @@ async fn variables_that_are_no_settings_are_named_and_do_no_harm() {
     let file = "listen = '127.0.0.1:0'\ndefault_dependencies = {}\n";
     let mut server = TestServer::with_environment(file, &variables, &[]).await;
     server.expect_log("CHATFN_IDLE_TLL");
+    wait_until("it is logged", async || server.log().iter().any(|line| line.contains("CHATFN_"))).await;
     let warnings: Vec<_> = server.log().into_iter().filter(|line| line.contains("CHATFN_")).collect();
     let [warning] = &warnings[..] else { panic!("not one warning: {warnings:?}") };
     for name in ["CHATFN_IDLE_TLL", "CHATFN_PORT", "CHATFN_SERVICE_HOST"] {
@@ -57,4 +60,37 @@ async fn a_map_is_json_in_a_variable() {
     assert_eq!(printed["default_dependencies"], serde_json::json!({ "ms": "2.1.2" }));
     let refused = chatfn(&["serve", "--check-config"], &[("CHATFN_DEFAULT_DEPENDENCIES", "ms@2")]);
     assert!(!refused.status.success() && said(&refused).contains("default_dependencies"), "{}", said(&refused));
+}
+
+#[tokio::test]
+async fn an_open_service_says_so() {
+    let server = TestServer::start().await;
+    let open = |line: &String| line.contains(" WARN ") && line.contains("open: no operator_token_file");
+    wait_until("it is logged", async || server.log().iter().any(open)).await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn with_a_token_it_listens_on_every_address_and_refuses_who_does_not_have_it() {
+    let token = tempfile::NamedTempFile::new().expect("temp file");
+    std::fs::write(token.path(), "0123456789abcdef").expect("write");
+    let file = format!(
+        "listen = '0.0.0.0:0'\ndefault_dependencies = {{}}\noperator_token_file = '{}'\n",
+        token.path().display()
+    );
+    let server = TestServer::with_environment(&file, &[], &[]).await;
+    assert!(server.address.starts_with("http://0.0.0.0:"), "{}", server.address);
+    let apps = async |token: Option<&str>| {
+        let mut request = tonic::Request::new(chatfn::proto::ListAppsRequest::default());
+        if let Some(token) = token {
+            request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().expect("ascii"));
+        }
+        server.apps().list_apps(request).await
+    };
+    for wrong in [None, Some("0123456789abcdeF")] {
+        let refused = apps(wrong).await.expect_err("refused");
+        assert_eq!(reason(&refused), (Code::Unauthenticated, "UNAUTHENTICATED".to_owned()));
+    }
+    apps(Some("0123456789abcdef")).await.expect("accepted");
+    server.stop().await;
 }
