@@ -13,27 +13,15 @@ const SERVICES: [&str; 4] =
 #[derive(Clone)]
 pub struct Drain {
     started: CancellationToken,
-    broken: CancellationToken,
     health: HealthReporter,
 }
 
 impl Drain {
     /// Says SERVING from the start.
     pub async fn new() -> Self {
-        let drain =
-            Self { started: CancellationToken::new(), broken: CancellationToken::new(), health: HealthReporter::new() };
+        let drain = Self { started: CancellationToken::new(), health: HealthReporter::new() };
         drain.report(ServingStatus::Serving).await;
         drain
-    }
-
-    /// The service still answers, but is no good.
-    pub async fn say_not_serving(&self) {
-        self.broken.cancel();
-        self.report(ServingStatus::NotServing).await;
-    }
-
-    pub fn is_ready(&self) -> bool {
-        !self.is_draining() && !self.broken.is_cancelled()
     }
 
     /// Health says NOT_SERVING first, so that balancers look elsewhere while what still comes is refused.

@@ -55,6 +55,7 @@ struct Shim;
 /// A running service.
 pub struct Service {
     address: SocketAddr,
+    sandbox: Sandbox,
     drain: Drain,
     drain_timeout: Duration,
     invoker: Invoker,
@@ -129,14 +130,6 @@ impl Service {
         let address = listener.local_addr()?;
         announce(config, address, token.is_some(), budget.limit());
         let drain = Drain::new().await;
-        // Without its broker the service cannot start workers: probes must see that, whoever supervises it decides.
-        tokio::spawn({
-            let drain = drain.clone();
-            async move {
-                sandbox.gone().await;
-                drain.say_not_serving().await;
-            }
-        });
         let routes = api::routes(
             Services {
                 invoker: invoker.clone(),
@@ -166,6 +159,7 @@ impl Service {
         };
         Ok(Self {
             address,
+            sandbox,
             drain,
             drain_timeout: config.drain_timeout,
             invoker,
@@ -199,6 +193,12 @@ impl Service {
             ended = &mut self.history => anyhow::anyhow!("the history's writer ended: {ended:?}"),
             ended = &mut self.maintenance => anyhow::anyhow!("the maintenance ended: {ended:?}"),
         }
+    }
+
+    /// Resolves if no worker can be started any more. What runs elsewhere than in workers may still finish: shut down.
+    pub fn broken(&self) -> impl Future<Output = ()> + use<> {
+        let sandbox = self.sandbox.clone();
+        async move { sandbox.gone().await }
     }
 
     /// Refuses new work, finishes what runs within the drain timeout, then stops whatever is left within [`STOP_TIMEOUT`].

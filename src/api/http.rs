@@ -13,5 +13,5 @@ pub(super) fn router(drain: Drain) -> Router {
 }
 
 async fn ready(State(drain): State<Drain>) -> (StatusCode, &'static str) {
-    if drain.is_ready() { (StatusCode::OK, "ready\n") } else { (StatusCode::SERVICE_UNAVAILABLE, "not ready\n") }
+    if drain.is_draining() { (StatusCode::SERVICE_UNAVAILABLE, "not ready\n") } else { (StatusCode::OK, "ready\n") }
 }

@@ -47,7 +47,8 @@ impl Args {
     }
 }
 
-/// Runs the service until SIGTERM or SIGINT, then drains. A second signal ends it at once.
+/// Runs the service until SIGTERM or SIGINT, then drains. A second signal ends it at once. Without its broker it drains, too, and
+/// fails, so that whoever supervises it starts it again.
 ///
 /// # Errors
 /// The configuration is wrong, something that is needed is missing, or the server failed.
@@ -91,13 +92,17 @@ async fn serve(config: &Config, sandbox: Sandbox) -> anyhow::Result<()> {
     let mut service = Service::start(config, sandbox).await?;
     // For whoever started it with port 0; the log goes to stderr.
     println!("chatfn listens on http://{}", service.address());
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+    let broken = service.broken();
+    let result = tokio::select! {
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+        () = broken => {
+            Err(anyhow::anyhow!("the sandbox broker is gone, so no worker can be started: start the service again"))
+        }
         err = service.failed() => return Err(err),
-    }
+    };
     tokio::select! {
-        () = service.shut_down() => Ok(()),
+        () = service.shut_down() => result,
         _ = terminate.recv() => anyhow::bail!("a second signal: stopped without draining"),
         _ = interrupt.recv() => anyhow::bail!("a second signal: stopped without draining"),
     }

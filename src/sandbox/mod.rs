@@ -256,6 +256,8 @@ impl Shared {
         let mut waiting = self.waiting();
         waiting.starts.clear();
         waiting.exits.clear();
+        drop(waiting);
+        self.gone.cancel();
     }
 }
 

@@ -175,21 +175,31 @@ fn broker_of(service: u32) -> Pid {
     Pid::from_raw(pid.parse().expect("a pid"))
 }
 
-#[tokio::test]
-async fn what_a_function_hid_ends_with_the_broker() {
-    let mut server = TestServer::start().await;
-    server.expect_log("broker");
-    let (_app, pids) = hidden(&server, Duration::from_secs(60)).await;
-    kill(broker_of(server.pid()), Signal::SIGKILL).expect("signal");
-    assert_all_end(&pids).await;
-    server.stop().await;
+/// It ended by itself, said why, and left nothing.
+async fn ended_for_want_of_its_broker(mut server: TestServer) {
+    let status = server.wait().await;
+    assert_eq!(status.code(), Some(1), "{:?}", server.log());
+    wait_until("it says why", async || {
+        server.log().iter().any(|line| line.starts_with("chatfn: the sandbox broker is gone"))
+    })
+    .await;
+    let left_over = server.worker_processes();
+    assert!(left_over.is_empty(), "left over: {left_over:?}");
+    assert!(!server.log().iter().any(|line| line.contains("a step of the shutdown")), "{:?}", server.log());
 }
 
 #[tokio::test]
-async fn without_its_broker_the_service_has_no_workers_and_says_so() {
-    let mut server = TestServer::start().await;
-    server.expect_log("broker");
-    server.expect_log("worker");
+async fn what_a_function_hid_ends_with_the_broker() {
+    let server = TestServer::start().await;
+    let (_app, pids) = hidden(&server, Duration::from_secs(60)).await;
+    kill(broker_of(server.pid()), Signal::SIGKILL).expect("signal");
+    assert_all_end(&pids).await;
+    ended_for_want_of_its_broker(server).await;
+}
+
+#[tokio::test]
+async fn without_its_broker_the_service_answers_whom_it_can_and_ends_with_an_error() {
+    let server = TestServer::start().await;
     let app = Publish::login("demo", HIDES).timeout(Duration::from_secs(60)).on(&server).await;
     let worker: Vec<u32> = serde_json::from_value(app.login("jane").await.json()).expect("pids");
     let busy = {
@@ -201,14 +211,5 @@ async fn without_its_broker_the_service_has_no_workers_and_says_so() {
     let answer = busy.await.expect("joins");
     assert_eq!(answer.failure().kind(), ErrorKind::Crashed, "{:?}", answer.failure());
     assert_all_end(&worker).await;
-    wait_until("it is logged", async || {
-        server.log().iter().any(|line| line.contains(" ERROR ") && line.contains("broker is gone"))
-    })
-    .await;
-    // Whatever it is called: it comes at once, and is no result.
-    match app.invoke(LOGIN, r#"{"username":"jane"}"#).await {
-        Ok(answer) => assert_ne!(answer.failure().kind(), ErrorKind::Thrown),
-        Err(status) => assert_ne!(status.code(), tonic::Code::DeadlineExceeded),
-    }
-    server.stop().await;
+    ended_for_want_of_its_broker(server).await;
 }
