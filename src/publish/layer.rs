@@ -2,16 +2,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use serde::Deserialize;
 use serde_json::json;
 
 use crate::artifacts::{Artifacts, Layer, LayerKey, measure};
 use crate::model::AppId;
 
 use super::Project;
+use super::lockfile;
 use super::npm::{InstallError, Npm};
 use super::progress::Progress;
 use super::publisher::Error;
+use super::registries::Registries;
 
 pub use crate::artifacts::Layer as Installed;
 
@@ -29,6 +30,11 @@ pub struct Installer {
 impl Installer {
     pub fn node_version(&self) -> &str {
         &self.node_version
+    }
+
+    /// Where packages may come from.
+    pub fn registries(&self) -> Registries {
+        Registries::of_npm(&self.npm.node, &self.npm.cli, self.npm.userconfig.as_deref())
     }
 
     /// The project's, and the default ones.
@@ -82,7 +88,7 @@ pub(super) async fn install(
     let mut matches = false;
     if let Some(lockfile) = &project.lockfile {
         write(LOCKFILE, lockfile)?;
-        matches = lock_matches(lockfile, &installer.dependencies(project));
+        matches = lockfile::matches(lockfile, &installer.dependencies(project));
     }
     let scripts: BTreeSet<String> = project.scripts_allowed.iter().cloned().collect();
     installer.npm.install(staged.path(), matches, &scripts, progress).await?;
@@ -97,7 +103,7 @@ pub(super) async fn install(
         }
         std::fs::create_dir_all(staged.path().join("node_modules")).map_err(|err| disk_error(&err, "node_modules"))?;
         let (size_bytes, files) = measure(staged.path());
-        let layer = Layer { key, size_bytes, files, dependencies: resolved(&lockfile, &names) };
+        let layer = Layer { key, size_bytes, files, dependencies: lockfile::resolved(&lockfile, &names) };
         artifacts.keep_layer(&app, staged, &layer)?;
         Ok(layer)
     });
@@ -110,50 +116,4 @@ fn disk_error(err: &std::io::Error, name: &str) -> Error {
         return InstallError::DiskFull(text).into();
     }
     InstallError::Broken(text).into()
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Lockfile {
-    packages: BTreeMap<String, Locked>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Locked {
-    version: String,
-    dependencies: BTreeMap<String, String>,
-}
-
-fn parse(lockfile: &[u8]) -> Lockfile {
-    serde_json::from_slice(lockfile).unwrap_or_default()
-}
-
-/// Whether `npm ci` can do it: the lockfile was made for these very dependencies.
-fn lock_matches(lockfile: &[u8], wanted: &BTreeMap<String, String>) -> bool {
-    parse(lockfile).packages.get("").is_some_and(|root| root.dependencies == *wanted)
-}
-
-/// The exact versions of the direct dependencies.
-fn resolved(lockfile: &[u8], names: &BTreeMap<String, String>) -> BTreeMap<String, String> {
-    let lockfile = parse(lockfile);
-    let exact =
-        |name: &String| Some((name.clone(), lockfile.packages.get(&format!("node_modules/{name}"))?.version.clone()));
-    names.keys().filter_map(exact).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const LOCK: &[u8] = br#"{"lockfileVersion":3,"packages":{"":{"dependencies":{"axios":"^1.0.0"}},"node_modules/axios":{"version":"1.2.3"},"node_modules/axios/node_modules/form-data":{"version":"4.0.0"}}}"#;
-
-    #[test]
-    fn a_lockfile_matches_the_dependencies_it_was_made_for() {
-        let wanted = |range: &str| BTreeMap::from([("axios".to_owned(), range.to_owned())]);
-        assert!(lock_matches(LOCK, &wanted("^1.0.0")));
-        assert!(!lock_matches(LOCK, &wanted("^1.1.0")));
-        assert!(!lock_matches(b"{}", &wanted("^1.0.0")));
-        assert_eq!(resolved(LOCK, &wanted("^1.0.0")), BTreeMap::from([("axios".to_owned(), "1.2.3".to_owned())]));
-    }
 }

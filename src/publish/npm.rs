@@ -249,6 +249,8 @@ fn install_arguments(mode: Mode) -> Vec<String> {
         "--loglevel=http",
         "--color=false",
         "--logs-max=0",
+        // Lockfiles name the public registry; the one that is configured is asked. `registries.rs` relies on it.
+        "--replace-registry-host=npmjs",
         // A registry that is away is noticed within seconds, one that stutters is given a chance.
         "--fetch-retries=2",
         "--fetch-retry-mintimeout=500",

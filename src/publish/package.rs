@@ -1,4 +1,4 @@
-//! npm dependencies: names, version specs, `package.json` and `package-lock.json`.
+//! npm dependencies: names, version specs and `package.json`.
 
 use std::collections::BTreeMap;
 
@@ -145,39 +145,6 @@ fn is_comparator(part: &str) -> bool {
     part == "-" || (starts && version.chars().all(|c| c.is_ascii_alphanumeric() || ".-+*".contains(c)))
 }
 
-/// A lockfile is used as it is, so it must not lead anywhere but to a registry.
-pub(super) fn check_lockfile(bytes: &[u8]) -> Result<(), InvalidSpec> {
-    let wrong = |problem: &str| InvalidSpec::Lockfile(problem.to_owned());
-    let value: Value = serde_json::from_slice(bytes).map_err(|err| InvalidSpec::Lockfile(err.to_string()))?;
-    let object = value.as_object().ok_or_else(|| wrong("it must be a JSON object"))?;
-    if object.get("lockfileVersion").and_then(Value::as_u64).is_none_or(|version| version < 2) {
-        return Err(wrong("lockfileVersion must be 2 or more: write it with npm 7 or later"));
-    }
-    check_locked(&value)
-}
-
-fn check_locked(value: &Value) -> Result<(), InvalidSpec> {
-    let Some(object) = value.as_object() else { return Ok(()) };
-    for (key, value) in object {
-        let foreign = match value {
-            Value::String(place) if key == "resolved" => {
-                !place.starts_with("https://") && !place.starts_with("http://")
-            }
-            Value::String(version) if key == "version" => version.contains(':') && !version.starts_with("npm:"),
-            Value::Bool(linked) => key == "link" && *linked,
-            _ => false,
-        };
-        if foreign {
-            let shown = short(&value.to_string());
-            return Err(InvalidSpec::Lockfile(format!(
-                "{key}: {shown} is not a package of a registry: remove that dependency"
-            )));
-        }
-        check_locked(value)?;
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -316,30 +283,5 @@ mod tests {
         let many = |count| (0..count).map(|n| (format!("p{n}"), "1".to_owned())).collect();
         assert!(merge(None, many(200)).is_ok());
         assert_eq!(merge(None, many(201)).map_err(|err| err.reason()), Err("TOO_LARGE"));
-    }
-
-    #[test]
-    fn a_lockfile_leads_to_registries_only() {
-        let entry = |entry: &str| format!(r#"{{"lockfileVersion":3,"packages":{{"":{{}},"node_modules/a":{entry}}}}}"#);
-        for good in [
-            r#"{"version":"1.0.0","resolved":"https://registry.npmjs.org/a/-/a-1.0.0.tgz","integrity":"sha512-x"}"#,
-            r#"{"version":"1.0.0","link":false}"#,
-        ] {
-            assert!(check_lockfile(entry(good).as_bytes()).is_ok(), "{good}");
-        }
-        for bad in [
-            r#"{"resolved":"git+ssh://git@github.com/a/b.git#1"}"#,
-            r#"{"resolved":"file:../a"}"#,
-            r#"{"link":true}"#,
-            r#"{"resolved":"../a","link":true}"#,
-            r#"{"version":"git+https://x"}"#,
-            r#"{"version":"file:x"}"#,
-        ] {
-            assert!(check_lockfile(entry(bad).as_bytes()).is_err(), "{bad}");
-        }
-        for bad in ["", "[]", "{}", r#"{"lockfileVersion":1}"#, r#"{"lockfileVersion":"3"}"#] {
-            assert!(check_lockfile(bad.as_bytes()).is_err(), "{bad}");
-        }
-        assert!(check_lockfile(br#"{"lockfileVersion":2}"#).is_ok());
     }
 }

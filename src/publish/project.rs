@@ -7,7 +7,9 @@ use bytes::Bytes;
 use super::environment;
 use super::error::InvalidSpec;
 use super::functions::{self, FunctionDecl};
+use super::lockfile;
 use super::package::{self, PackageJson};
+use super::registries::Registries;
 use super::sources::{self, SourceLimits, extension, is_code, within};
 use crate::model::{Catalogue, Function, Limits};
 
@@ -48,7 +50,12 @@ const SCRIPTS_ALLOWED_MAX: usize = 200;
 impl Project {
     /// # Errors
     /// Names the first thing that is wrong with the request.
-    pub fn check(spec: ProjectSpec, catalogue: &Catalogue, limits: &SourceLimits) -> Result<Self, InvalidSpec> {
+    pub fn check(
+        spec: ProjectSpec,
+        catalogue: &Catalogue,
+        limits: &SourceLimits,
+        registries: &Registries,
+    ) -> Result<Self, InvalidSpec> {
         let mut warnings = Vec::new();
         let mut files = sources::check(spec.files, limits, &mut warnings)?;
         within("the number of functions", spec.functions.len(), FUNCTIONS_MAX)?;
@@ -58,7 +65,7 @@ impl Project {
         let package = package::merge(files.get("package.json").map(AsRef::as_ref), spec.dependencies)?;
         let lockfile = files.get("package-lock.json").cloned();
         if let Some(lockfile) = &lockfile {
-            package::check_lockfile(lockfile)?;
+            lockfile::check(lockfile, registries)?;
         }
         environment::check(&spec.environment)?;
         spec.limits.check()?;
@@ -127,7 +134,7 @@ mod tests {
     fn checked(change: impl FnOnce(&mut ProjectSpec)) -> Result<Project, &'static str> {
         let mut spec = spec();
         change(&mut spec);
-        Project::check(spec, &catalogue(), &SourceLimits::default()).map_err(|err| err.reason())
+        Project::check(spec, &catalogue(), &SourceLimits::default(), &Registries::default()).map_err(|err| err.reason())
     }
 
     fn add(spec: &mut ProjectSpec, path: &str) {
@@ -195,7 +202,7 @@ mod tests {
             };
             let mut spec = ProjectSpec { functions: vec![function], ..ProjectSpec::default() };
             add(&mut spec, extra);
-            Project::check(spec, &catalogue(), &limits).map(|_| ()).map_err(|err| err.reason())
+            Project::check(spec, &catalogue(), &limits, &Registries::default()).map(|_| ()).map_err(|err| err.reason())
         };
         assert_eq!(inline("0123456789", "a"), Ok(()));
         assert_eq!(inline("0123456789a", "a"), Err("TOO_LARGE"));
@@ -213,7 +220,7 @@ mod tests {
             files.insert("functions/UserSentMessage.ts".into(), Bytes::new());
             files.insert("package-lock.json".into(), json.into());
             let spec = ProjectSpec { files, dependencies: names.clone(), environment: names, ..ProjectSpec::default() };
-            let _ = Project::check(spec, &catalogue(), &SourceLimits::default()).map_err(|err| err.to_string());
+            let _ = Project::check(spec, &catalogue(), &SourceLimits::default(), &Registries::default()).map_err(|err| err.to_string());
         }
     }
 }

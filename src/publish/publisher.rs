@@ -256,7 +256,8 @@ impl Publisher {
         let shared = Arc::clone(&self.shared);
         let progress = progress.clone();
         let compiled = tokio::task::spawn_blocking(move || {
-            let project = Project::check(spec, &shared.catalogue, &shared.settings.source_limits)?;
+            let registries = shared.installer.registries();
+            let project = Project::check(spec, &shared.catalogue, &shared.settings.source_limits, &registries)?;
             let memory_bytes = project.limits.memory_bytes;
             if memory_bytes > shared.settings.memory_bytes_max {
                 let what = "limits.memory_bytes (against the service's memory_budget_bytes)".to_owned();

@@ -18,7 +18,8 @@ fn project(files: &[(&str, &str)]) -> Project {
     if !files.iter().any(|(path, _)| path.starts_with("functions/")) {
         spec.files.insert("functions/UserReadMessage.js".to_owned(), Bytes::new());
     }
-    Project::check(spec, &Catalogue::new(&[]).expect("built in"), &SourceLimits::default()).expect("a project")
+    Project::check(spec, &Catalogue::new(&[]).expect("built in"), &SourceLimits::default(), &Registries::default())
+        .expect("a project")
 }
 
 fn built(files: &[(&str, &str)]) -> Built {

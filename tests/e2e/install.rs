@@ -4,10 +4,10 @@ use std::time::{Duration, Instant};
 
 use chatfn::proto;
 use serde_json::json;
-use tonic::Code;
 
 use crate::harness::{Answered, TestServer, request};
 use crate::inspect::{login, map, messages, with};
+use crate::lockfile::{IS_NUMBER_6, lockfile};
 
 /// A function that answers `expression`, with these dependencies.
 fn needing(app: &str, expression: &str, dependencies: &[(&str, &str)]) -> proto::PublishVersionRequest {
@@ -74,53 +74,6 @@ async fn dependencies_are_installed_once_and_reused_until_they_change() {
     app.delete(2).await.expect("deletes");
     assert_eq!(server.layers("demo"), [first.layer].into(), "version 1 needs it");
     assert_eq!(app.login("jane").await.json(), 172_800_000);
-    server.stop().await;
-}
-
-fn lockfile(range: &str, version: &str, integrity: &str) -> String {
-    json!({
-        "name": "theirs", "version": "3.2.1", "lockfileVersion": 3, "requires": true,
-        "packages": {
-            "": { "name": "theirs", "version": "3.2.1", "dependencies": { "is-number": range }, "devDependencies": { "ms": "2.1.2" } },
-            "node_modules/is-number": {
-                "version": version, "resolved": format!("https://registry.npmjs.org/is-number/-/is-number-{version}.tgz"),
-                "integrity": integrity,
-            },
-            "node_modules/ms": { "version": "2.1.2", "resolved": "https://registry.npmjs.org/ms/-/ms-2.1.2.tgz", "dev": true },
-        },
-    })
-    .to_string()
-}
-
-const IS_NUMBER_6: &str =
-    "sha512-Wu1VHeILBK8KAWJUAiSZQX94GmOE45Rg6/538fKwiloUu21KncEkYGPqob2oSZ5mUT73vLGrHQjKw3KMPwfDzg==";
-
-#[tokio::test]
-async fn a_lockfile_that_matches_is_kept_to_and_another_is_resolved_again() {
-    let server = TestServer::start().await;
-    let function = (
-        "functions/UserAttemptedStartSession.ts",
-        "export const handleEvent = () => require('is-number/package.json').version",
-    );
-    let locked = |app: &str, range: &str, lockfile: &str| {
-        let package =
-            json!({ "dependencies": { "is-number": range }, "devDependencies": { "ms": "2.1.2" } }).to_string();
-        request(app, &[function, ("package.json", &package), ("package-lock.json", lockfile)])
-    };
-    let six = lockfile(">=6.0.0", "6.0.0", IS_NUMBER_6);
-    let version = server.publish(locked("kept", ">=6.0.0", &six)).await.expect("publishes");
-    assert_eq!(version.dependencies, map(&[("is-number", "6.0.0")]), "7.0.0 is in the range, too");
-    assert_eq!(server.app("kept").login("jane").await.json(), "6.0.0");
-
-    let version = server.publish(locked("moved", "^7.0.0", &six)).await.expect("publishes");
-    assert_eq!(version.dependencies, map(&[("is-number", "7.0.0")]));
-    assert_eq!(server.app("moved").login("jane").await.json(), "7.0.0");
-
-    // Content that is not what the lockfile says is not installed, and what served goes on.
-    let forged = lockfile(">=6.0.0", "6.0.0", &IS_NUMBER_6.replace("Wu1V", "AAAA"));
-    let message = server.refuse(locked("kept", ">=6.0.0", &forged), Code::FailedPrecondition, "INSTALL_FAILED").await;
-    assert!(message.contains("EINTEGRITY"), "{message}");
-    server.assert_failed_and_tidy("kept", "EINTEGRITY").await;
     server.stop().await;
 }
 

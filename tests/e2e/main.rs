@@ -14,6 +14,7 @@ mod inspect;
 mod install;
 mod install_failures;
 mod invoke;
+mod lockfile;
 mod logs;
 mod orphans;
 mod pool;
