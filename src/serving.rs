@@ -2,10 +2,10 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -14,6 +14,9 @@ use crate::model::{AppId, Version, VersionNumber, VersionState};
 use crate::pool::{self, Figures, MemoryBudget, Pool};
 use crate::store::{self, Store};
 use crate::worker::{self, Lookup, Paths, Program, Renamed};
+
+/// What still runs of a version that is gone from the store gets so long to end by itself.
+const FORGET_PATIENCE: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Error {
@@ -64,6 +67,19 @@ struct Routes {
     /// Children of `Shared::kill`.
     kill: HashMap<AppId, CancellationToken>,
     loaded: HashMap<(AppId, VersionNumber), Arc<Served>>,
+    /// Every pool that may have a process, also where no route leads to it any more: its files are needed.
+    live: Vec<Live>,
+}
+
+/// A pool from its start to the end of its last worker.
+#[derive(Clone)]
+struct Live {
+    app: AppId,
+    number: VersionNumber,
+    /// Weak: a pool that everybody dropped ends.
+    served: Weak<Served>,
+    kill: CancellationToken,
+    ended: CancellationToken,
 }
 
 impl Serving {
@@ -186,14 +202,23 @@ impl Serving {
             let mut routes = self.routes();
             routes.kill.entry(version.app.clone()).or_insert_with(|| shared.kill.child_token()).child_token()
         };
-        let (pool, supervisor) =
-            Pool::start(Arc::clone(&shared.workers), Arc::new(program), &shared.settings, shared.budget.clone(), kill);
+        let (workers, settings, budget) = (Arc::clone(&shared.workers), &shared.settings, shared.budget.clone());
+        let (pool, supervisor) = Pool::start(workers, Arc::new(program), settings, budget, kill.clone());
+        let (app, number) = (version.app.clone(), version.number);
+        let served = Arc::new(Served { version, pool, used: Mutex::new(Instant::now()) });
+        let ended = CancellationToken::new();
+        {
+            let live = &mut self.routes().live;
+            live.retain(|live| !live.ended.is_cancelled());
+            live.push(Live { app, number, served: Arc::downgrade(&served), kill, ended: ended.clone() });
+        }
         shared.supervisors.spawn(async move {
+            let _ended = ended.drop_guard();
             if let Err(err) = supervisor.await {
                 tracing::error!(%err, "a pool's supervisor panicked");
             }
         });
-        Arc::new(Served { version, pool, used: Mutex::new(Instant::now()) })
+        served
     }
 
     /// Moves the app's traffic to this version. The one before finishes what it runs.
@@ -211,24 +236,48 @@ impl Serving {
         }
     }
 
-    /// Ends the pool of a version that is going away.
+    /// Whether nothing of a version that is not active runs any more, after at most `patience`. Its pools take nothing new.
+    pub async fn release(&self, app: &AppId, number: VersionNumber, patience: Duration) -> bool {
+        let live = self.retire_all(app, number).await;
+        timeout(patience, all_ended(&live)).await.is_ok()
+    }
+
+    /// Ends the pools of a version that is gone from the store. On return no process of it is left.
     pub async fn forget(&self, app: &AppId, number: VersionNumber) {
-        let _no_load = self.shared.loading.lock().await;
-        let served = self.routes().loaded.remove(&(app.clone(), number));
-        if let Some(served) = served {
-            served.pool.kill().await;
+        let live = self.retire_all(app, number).await;
+        // What was called in between may finish.
+        if timeout(FORGET_PATIENCE, all_ended(&live)).await.is_err() {
+            live.iter().for_each(|live| live.kill.cancel());
+            all_ended(&live).await;
         }
     }
 
-    /// Ends all pools of an app that is gone from the store, also those that retire.
-    pub async fn forget_app(&self, app: &AppId) {
-        let _no_load = self.shared.loading.lock().await;
-        let mut routes = self.routes();
-        routes.active.remove(app);
-        routes.loaded.retain(|(of, _), _| of != app);
-        if let Some(kill) = routes.kill.remove(app) {
-            kill.cancel();
+    async fn retire_all(&self, app: &AppId, number: VersionNumber) -> Vec<Live> {
+        let live: Vec<Live> = {
+            let _no_load = self.shared.loading.lock().await;
+            let mut routes = self.routes();
+            routes.loaded.remove(&(app.clone(), number));
+            routes.live.iter().filter(|live| live.app == *app && live.number == number).cloned().collect()
+        };
+        for served in live.iter().filter_map(|live| live.served.upgrade()) {
+            served.pool.retire().await;
         }
+        live
+    }
+
+    /// Ends all pools of an app that is gone from the store, also those that retire. On return no process of it is left.
+    pub async fn forget_app(&self, app: &AppId) {
+        let live: Vec<Live> = {
+            let _no_load = self.shared.loading.lock().await;
+            let mut routes = self.routes();
+            routes.active.remove(app);
+            routes.loaded.retain(|(of, _), _| of != app);
+            if let Some(kill) = routes.kill.remove(app) {
+                kill.cancel();
+            }
+            routes.live.iter().filter(|live| live.app == *app).cloned().collect()
+        };
+        all_ended(&live).await;
     }
 
     /// Forgets a pool that closed, so that the next call loads the version again.
@@ -292,6 +341,12 @@ impl Served {
     fn touched(self: &Arc<Self>) -> Arc<Self> {
         *self.used.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
         Arc::clone(self)
+    }
+}
+
+async fn all_ended(live: &[Live]) {
+    for live in live {
+        live.ended.cancelled().await;
     }
 }
 

@@ -139,6 +139,7 @@ impl From<publish::Error> for Status {
             publish::Error::NoWorker(_) => with_retry(Code::Unavailable, "WORKER_UNAVAILABLE", message),
             publish::Error::Active(_) => failed("VERSION_ACTIVE"),
             publish::Error::Building(_) => failed("VERSION_BUILDING"),
+            publish::Error::StillRunning(_) => failed("VERSION_STILL_RUNNING"),
             publish::Error::NeededByEvents { .. } => failed("VERSION_NEEDED_BY_EVENTS"),
             publish::Error::Version(err) => err.into(),
             publish::Error::TooMany => with_retry(Code::ResourceExhausted, "TOO_MANY_PUBLISHES", message),

@@ -30,6 +30,8 @@ use super::{Built, InvalidSpec, Project, ProjectSpec, SourceLimits, transpile};
 
 /// At a time.
 const TRANSPILES_MAX: usize = 2;
+/// A delete waits so long for what still runs on the version; then it is refused.
+const DELETE_PATIENCE: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -75,6 +77,10 @@ pub enum Error {
     Active(VersionNumber),
     #[error("version {0} is being built")]
     Building(VersionNumber),
+    #[error(
+        "version {0} still runs invocations that began before another was activated: delete it when they have ended"
+    )]
+    StillRunning(VersionNumber),
     #[error("{events} queued events still need version {number}")]
     NeededByEvents { number: VersionNumber, events: u64 },
     #[error(transparent)]
@@ -444,6 +450,10 @@ impl Publisher {
     }
 
     async fn delete_version_now(&self, app: &AppId, number: VersionNumber) -> Result<(), Error> {
+        self.check_unused(app, number).await?;
+        if !self.shared.serving.release(app, number, DELETE_PATIENCE).await {
+            return Err(Error::StillRunning(number));
+        }
         let lock = self.app_lock(app);
         let _turn = lock.lock().await;
         match self.shared.store.delete_version(app, number).await? {
@@ -458,6 +468,17 @@ impl Publisher {
         self.shared.serving.forget(app, number).await;
         self.sweep(app).await;
         Ok(())
+    }
+
+    /// Before anything is retired for it. The store decides in the end.
+    async fn check_unused(&self, app: &AppId, number: VersionNumber) -> Result<(), Error> {
+        let unknown = serving::Error::UnknownVersion { app: app.clone(), number };
+        let version = self.shared.store.version(app, number).await?.ok_or(unknown)?;
+        if version.state == VersionState::Building {
+            return Err(Error::Building(number));
+        }
+        let active = self.shared.store.app(app).await?.and_then(|app| app.active);
+        if active == Some(number) { Err(Error::Active(number)) } else { Ok(()) }
     }
 
     async fn delete_app_now(&self, app: &AppId) -> Result<(), Error> {

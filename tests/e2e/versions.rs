@@ -1,12 +1,14 @@
 //! What callers are told of versions, and what they may do to them: numbers, keys, bases, deletion, secrets.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use chatfn::proto::{self, VersionState};
 use tonic::Code;
 
-use crate::harness::{LOGIN, SENT, SENT_EVENT, TestServer, reason, request, wait_until};
+use crate::harness::{Answered, LOGIN, SENT, SENT_EVENT, TestServer, reason, request, wait_until};
 use crate::inspect::{answering, login, map, messages, with};
+use crate::publish_request::Publish;
 
 #[tokio::test]
 async fn a_deleted_version_is_gone_with_its_files_and_its_number() {
@@ -39,6 +41,41 @@ async fn a_deleted_version_is_gone_with_its_files_and_its_number() {
     let status = app.activate(4).await.expect_err("it failed");
     assert_eq!(reason(&status), (Code::FailedPrecondition, "VERSION_NOT_READY".to_owned()));
     app.delete(4).await.expect("a failed version can be deleted");
+    server.stop().await;
+}
+
+/// What an invocation loads late must still be there, also when another version serves since.
+#[tokio::test]
+async fn a_version_keeps_its_files_until_its_last_invocation_has_ended() {
+    let server = TestServer::start().await;
+    let source = "export const handleEvent = async (event) => {\n  \
+                  await new Promise((done) => setTimeout(done, Number(event.username)));\n  return require('../lib/lazy').text;\n}";
+    let slow = || {
+        let lazy = "exports.text = 'loaded late'";
+        Publish::login("demo", source).timeout(Duration::from_secs(60)).file("lib/lazy.js", lazy)
+    };
+    let app = slow().on(&server).await;
+    let call = async |milliseconds: &str| {
+        let (app, milliseconds) = (app.clone(), milliseconds.to_owned());
+        let running = tokio::spawn(async move { app.login(&milliseconds).await });
+        let busy = || async { server.app("demo").pool().await.workers_busy == 1 };
+        wait_until("it runs", async || busy().await).await;
+        running
+    };
+    let short = call("2000").await;
+    server.publish(answering("demo", "two")).await.expect("publishes");
+    app.delete(1).await.expect("deletes once it has ended");
+    assert_eq!(short.await.expect("answers").json(), "loaded late");
+    assert_eq!(server.artifacts("demo").len(), 1);
+
+    slow().on(&server).await;
+    let long = call("12000").await;
+    server.publish(answering("demo", "four")).await.expect("publishes");
+    let status = app.delete(3).await.expect_err("it runs for longer than a delete waits");
+    assert_eq!(reason(&status), (Code::FailedPrecondition, "VERSION_STILL_RUNNING".to_owned()));
+    assert_eq!(long.await.expect("answers").json(), "loaded late");
+    app.delete(3).await.expect("deletes");
+    server.assert_tidy("demo").await;
     server.stop().await;
 }
 
