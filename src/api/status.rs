@@ -137,6 +137,8 @@ impl From<publish::Error> for Status {
             publish::Error::Verify(_) => failed("VERIFICATION_FAILED"),
             publish::Error::AtCapacity(_) => with_retry(Code::ResourceExhausted, "AT_CAPACITY", message),
             publish::Error::NoWorker(_) => with_retry(Code::Unavailable, "WORKER_UNAVAILABLE", message),
+            publish::Error::Closed => with_retry(Code::Unavailable, "VERSION_UNLOADED", message),
+            publish::Error::AppDeleted(_) => failed("APP_DELETED"),
             publish::Error::Active(_) => failed("VERSION_ACTIVE"),
             publish::Error::Building(_) => failed("VERSION_BUILDING"),
             publish::Error::StillRunning(_) => failed("VERSION_STILL_RUNNING"),

@@ -13,6 +13,7 @@ use super::npm::{InstallError, Npm};
 use super::progress::Progress;
 use super::publisher::Error;
 use super::registries::Registries;
+use super::turns::Build;
 
 pub use crate::artifacts::Layer as Installed;
 
@@ -77,6 +78,7 @@ pub(super) async fn install(
     artifacts: &Artifacts,
     app: &AppId,
     project: &Project,
+    build: &Build,
     progress: &Progress,
 ) -> Result<Layer, Error> {
     let staged = artifacts.stage("layer-")?;
@@ -95,6 +97,7 @@ pub(super) async fn install(
     let lockfile = std::fs::read(staged.path().join(LOCKFILE)).map_err(|err| disk_error(&err, LOCKFILE))?;
     let key =
         LayerKey { lockfile: &lockfile, node_version: &installer.node_version, scripts_allowed: &scripts }.digest();
+    build.pin_layer(&key).await;
     let names = installer.dependencies(project);
     let (artifacts, app) = (artifacts.clone(), app.clone());
     let kept = tokio::task::spawn_blocking(move || {

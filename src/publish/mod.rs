@@ -25,6 +25,7 @@ mod sources;
 #[cfg(test)]
 mod tests;
 mod transpile;
+mod turns;
 
 pub use diagnostics::Diagnostic;
 pub use error::InvalidSpec;

@@ -2,6 +2,7 @@
 
 mod activation;
 mod commands;
+mod concurrent;
 mod crash;
 mod crashes;
 mod edge;

@@ -88,7 +88,8 @@ impl VersionService for Versions {
         let app: AppId = request.app_id.parse()?;
         let number = version_number(request.version)?;
         let version = self.0.publisher.activate(&app, number).await?;
-        let version = convert::version(version, Some(number));
+        let active = self.0.store.app(&app).await?.and_then(|app| app.active);
+        let version = convert::version(version, active);
         Ok(Response::new(proto::ActivateVersionResponse { version: Some(version) }))
     }
 

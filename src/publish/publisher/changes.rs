@@ -1,0 +1,179 @@
+//! Changes to the versions that there are: which one serves, which go away, and which files with them.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::model::{AppId, Version, VersionNumber, VersionState};
+use crate::serving::{self, Served};
+use crate::store::{self, DeleteVersion};
+
+use super::{Error, Publisher};
+use crate::publish::turns::{App, Build, Ticket};
+
+/// A delete waits so long for what still runs on the version; then it is refused.
+const DELETE_PATIENCE: Duration = Duration::from_secs(5);
+
+impl Publisher {
+    /// After a build that failed.
+    pub(super) async fn clean_up(&self, app: &AppId, number: VersionNumber, build: &Build, err: &Error) {
+        build.unpin();
+        if let Err(err) = self.shared.store.fail_version(app, number, &err.to_string()).await {
+            tracing::error!(%app, version = %number, %err, "failed to mark a version as failed; the next start does");
+        }
+        let state = self.shared.turns.of(app);
+        let _turn = state.turn().await;
+        self.sweep(app, &state).await;
+    }
+
+    /// Removes files that no version needs any more, and no build. Call it in a turn.
+    async fn sweep(&self, app: &AppId, state: &App) {
+        let (mut digests, mut layers) = state.pinned();
+        match self.in_use(app).await {
+            Ok((used, used_layers)) => {
+                digests.extend(used);
+                layers.extend(used_layers);
+            }
+            Err(err) => return tracing::error!(%app, %err, "failed to read which files are in use"),
+        }
+        let (artifacts, owner) = (self.shared.artifacts.clone(), app.clone());
+        let swept = tokio::task::spawn_blocking(move || artifacts.sweep(&owner, &digests, &layers)).await;
+        if let Ok(Err(err)) = swept {
+            tracing::error!(%app, %err, "failed to remove files that are not in use");
+        }
+    }
+
+    async fn in_use(&self, app: &AppId) -> Result<(BTreeSet<String>, BTreeSet<String>), store::Error> {
+        Ok((self.shared.store.digests_in_use(app).await?, self.shared.store.layers_in_use(app).await?))
+    }
+
+    /// What a crash left: versions that were being built, and files that no version refers to. Call it once, before serving.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub async fn recover(&self) -> Result<(), store::Error> {
+        let abandoned = self.shared.store.abandon_builds().await?;
+        if abandoned > 0 {
+            tracing::warn!(abandoned, "versions were being built when the service stopped; they are FAILED now");
+        }
+        for app in self.shared.artifacts.apps() {
+            self.sweep(&app, &self.shared.turns.of(&app)).await;
+        }
+        Ok(())
+    }
+
+    /// Makes a READY version the active one; a worker of it is initialized before traffic moves.
+    ///
+    /// # Errors
+    /// It does not exist, is not READY, or no longer initializes: then the version before it goes on serving.
+    ///
+    /// # Cancel safety
+    /// Of this and the two below: a caller that hangs up does not stop what has begun. Store, routes and files change together.
+    pub async fn activate(&self, app: &AppId, number: VersionNumber) -> Result<Version, Error> {
+        let (this, app) = (self.clone(), app.clone());
+        self.detached(async move { this.activate_now(&app, number).await }).await
+    }
+
+    /// # Errors
+    /// It does not exist, is active, or is still needed.
+    pub async fn delete_version(&self, app: &AppId, number: VersionNumber) -> Result<(), Error> {
+        let (this, app) = (self.clone(), app.clone());
+        self.detached(async move { this.delete_version_now(&app, number).await }).await
+    }
+
+    /// # Errors
+    /// There is no such app.
+    pub async fn delete_app(&self, app: &AppId) -> Result<(), Error> {
+        let (this, app) = (self.clone(), app.clone());
+        self.detached(async move { this.delete_app_now(&app).await }).await
+    }
+
+    async fn detached<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, Error>> + Send + 'static,
+    ) -> Result<T, Error> {
+        self.shared.running.spawn(work).await.map_err(|_| Error::Internal)?
+    }
+
+    pub(super) async fn activate_now(&self, app: &AppId, number: VersionNumber) -> Result<Version, Error> {
+        let state = self.shared.turns.of(app);
+        let ticket = state.ticket();
+        let served = self.initialized(app, number).await?;
+        let _turn = state.turn().await;
+        self.promote(&served, &state, ticket).await?;
+        Ok(served.version.clone())
+    }
+
+    /// The version with a worker that proved itself.
+    async fn initialized(&self, app: &AppId, number: VersionNumber) -> Result<Arc<Served>, Error> {
+        let served = self.shared.serving.version(app, number).await?;
+        match self.verify(&served.pool).await {
+            // It was unloaded, or another version just took its place: it is loaded again.
+            Err(Error::Closed) => {
+                self.shared.serving.discard(&served);
+                let served = self.shared.serving.version(app, number).await?;
+                self.verify(&served.pool).await?;
+                Ok(served)
+            }
+            verified => verified.map(|()| served),
+        }
+    }
+
+    /// Moves traffic, in a turn: unless an activation that came later has moved it already.
+    async fn promote(&self, served: &Arc<Served>, state: &App, ticket: Ticket) -> Result<(), Error> {
+        if !state.may_activate(ticket) {
+            return Ok(());
+        }
+        let Version { app, number, .. } = &served.version;
+        if !self.shared.store.activate_version(app, *number).await? {
+            return Err(serving::Error::NotReady { app: app.clone(), number: *number }.into());
+        }
+        self.shared.serving.promote(served).await;
+        state.activated(ticket);
+        Ok(())
+    }
+
+    async fn delete_version_now(&self, app: &AppId, number: VersionNumber) -> Result<(), Error> {
+        self.check_unused(app, number).await?;
+        if !self.shared.serving.release(app, number, DELETE_PATIENCE).await {
+            return Err(Error::StillRunning(number));
+        }
+        let state = self.shared.turns.of(app);
+        let _turn = state.turn().await;
+        match self.shared.store.delete_version(app, number).await? {
+            DeleteVersion::Deleted => {}
+            DeleteVersion::NotFound => {
+                return Err(serving::Error::UnknownVersion { app: app.clone(), number }.into());
+            }
+            DeleteVersion::Active => return Err(Error::Active(number)),
+            DeleteVersion::Building => return Err(Error::Building(number)),
+            DeleteVersion::NeededByEvents(events) => return Err(Error::NeededByEvents { number, events }),
+        }
+        self.shared.serving.forget(app, number).await;
+        self.sweep(app, &state).await;
+        Ok(())
+    }
+
+    /// Before anything is retired for it. The store decides in the end.
+    async fn check_unused(&self, app: &AppId, number: VersionNumber) -> Result<(), Error> {
+        let unknown = serving::Error::UnknownVersion { app: app.clone(), number };
+        let version = self.shared.store.version(app, number).await?.ok_or(unknown)?;
+        if version.state == VersionState::Building {
+            return Err(Error::Building(number));
+        }
+        let active = self.shared.store.app(app).await?.and_then(|app| app.active);
+        if active == Some(number) { Err(Error::Active(number)) } else { Ok(()) }
+    }
+
+    async fn delete_app_now(&self, app: &AppId) -> Result<(), Error> {
+        let state = self.shared.turns.of(app);
+        // Their numbers will be given out again.
+        let _no_builds = state.end_builds().await;
+        if !self.shared.store.delete_app(app).await? {
+            return Err(serving::Error::UnknownApp(app.to_string()).into());
+        }
+        self.shared.serving.forget_app(app).await;
+        self.sweep(app, &state).await;
+        Ok(())
+    }
+}
