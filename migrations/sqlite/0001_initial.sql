@@ -29,6 +29,8 @@ CREATE TABLE versions (
     failure TEXT NOT NULL,
     deps_digest TEXT NOT NULL,
     publish_key TEXT,
+    -- Of the request that the key came with; NULL where there was none.
+    publish_digest TEXT,
     PRIMARY KEY (app_id, number)
 );
 CREATE INDEX versions_by_deps ON versions (app_id, deps_digest, number);

@@ -21,7 +21,7 @@ use crate::artifacts::{self, Artifacts};
 use crate::model::{AppId, Catalogue, FunctionFailure, Version, VersionNumber, VersionState};
 use crate::pool;
 use crate::serving::{self, Served, Serving};
-use crate::store::{self, BeginError, NewVersion, Store};
+use crate::store::{self, BeginError, NewVersion, PublishKey, Store};
 use crate::worker::StartError;
 
 use super::layer::{self, Installed, Installer};
@@ -55,7 +55,7 @@ pub struct Request {
     pub activate: bool,
     /// Refuse unless this is the newest READY version (0: none).
     pub base: Option<VersionNumber>,
-    pub idempotency_key: Option<String>,
+    pub key: Option<PublishKey>,
 }
 
 #[derive(Debug, Clone, thiserror::Error)]
@@ -64,6 +64,10 @@ pub enum Error {
     Invalid(#[from] InvalidSpec),
     #[error("another version was published since: the newest is {newest}")]
     BaseMoved { newest: VersionNumber },
+    #[error(
+        "this idempotency_key was used for another request, which became version {0}: use a new key for new content"
+    )]
+    KeyReused(VersionNumber),
     #[error(transparent)]
     Install(#[from] InstallError),
     /// The candidate does not load.
@@ -209,16 +213,14 @@ impl Publisher {
         progress.say("validate", &format!("checking the request for app {}", request.app));
         let _waiting = self.wait_in_line()?;
         let state = shared.turns.of(&request.app);
-        let _key = match &request.idempotency_key {
-            Some(key) => Some(state.key(key).await),
+        let _key = match &request.key {
+            Some(key) => Some(state.key(&key.key).await),
             None => None,
         };
-        if let Some(key) = &request.idempotency_key
-            && let Some(version) = shared.store.version_by_publish_key(&request.app, key).await?
+        if let Some(key) = &request.key
+            && let Some(version) = self.published_before(&request.app, key, progress).await?
         {
-            progress
-                .say("activate", &format!("version {} was published with this idempotency_key before", version.number));
-            return Ok(version);
+            return if request.activate { self.activate_again(&version, progress).await } else { Ok(version) };
         }
         let (project, built) = self.compile(request.spec, progress).await?;
         let mut version = draft(&request.app, &project, shared.installer.node_version());
@@ -230,7 +232,7 @@ impl Publisher {
                     version: version.clone(),
                     environment: project.environment.clone(),
                     deps_digest: shared.installer.request_digest(&project),
-                    publish_key: request.idempotency_key,
+                    publish_key: request.key,
                     base: request.base,
                 })
                 .await?;
@@ -250,6 +252,36 @@ impl Publisher {
             self.clean_up(&request.app, version.number, &build, err).await;
         }
         result
+    }
+
+    async fn published_before(
+        &self,
+        app: &AppId,
+        key: &PublishKey,
+        progress: &Progress,
+    ) -> Result<Option<Version>, Error> {
+        let Some((version, digest)) = self.shared.store.version_by_publish_key(app, &key.key).await? else {
+            return Ok(None);
+        };
+        if digest != key.digest {
+            return Err(Error::KeyReused(version.number));
+        }
+        let message = format!("version {} was published with this idempotency_key before", version.number);
+        progress.say("validate", &message);
+        Ok(Some(version))
+    }
+
+    /// A repeat asks for the same end as the first: this version serves.
+    async fn activate_again(&self, version: &Version, progress: &Progress) -> Result<Version, Error> {
+        let number = version.number;
+        if self.shared.store.app(&version.app).await?.and_then(|app| app.active) == Some(number) {
+            progress.say("activate", &format!("version {number} is active already"));
+            return Ok(version.clone());
+        }
+        progress.say("verify", &format!("loading version {number} in a worker"));
+        let version = self.activate_now(&version.app, number).await?;
+        progress.say("activate", &format!("version {number} is active"));
+        Ok(version)
     }
 
     /// Counts a publish that has not ended; too many at a time are refused.

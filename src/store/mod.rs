@@ -32,7 +32,7 @@ use crate::model::AppId;
 pub use apps::{App, AppChange};
 pub use events::{ClaimId, ClaimedEvent, Disposition, Enqueued, NewEvent, QueueFigures};
 pub use history::{HistoryItem, InvocationFilter, LogFilter, LogPosition};
-pub use versions::{BeginError, DeleteVersion, NewVersion};
+pub use versions::{BeginError, DeleteVersion, NewVersion, PublishKey};
 
 /// What can go wrong here. Cheap to clone: one failed transaction may be the answer to many callers.
 #[derive(Debug, Clone, thiserror::Error)]

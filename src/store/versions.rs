@@ -18,10 +18,17 @@ pub struct NewVersion {
     pub environment: BTreeMap<String, String>,
     /// What its layer is found by again.
     pub deps_digest: String,
-    /// The publisher's idempotency key.
-    pub publish_key: Option<String>,
+    pub publish_key: Option<PublishKey>,
     /// What the publisher believes to be the newest READY version; 0: there is none.
     pub base: Option<VersionNumber>,
+}
+
+/// The publisher's idempotency key, and what it was first used for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PublishKey {
+    pub key: String,
+    /// Of the request.
+    pub digest: String,
 }
 
 /// Why a build cannot begin or end.
@@ -142,18 +149,19 @@ impl Store {
         rows.iter().map(|row| Ok((get(row, "name")?, get(row, "value")?))).collect()
     }
 
-    /// The newest READY version that was published with this key.
-    pub async fn version_by_publish_key(&self, app: &AppId, key: &str) -> Result<Option<Version>, Error> {
+    /// The newest READY version that was published with this key, and the digest of what was published.
+    pub async fn version_by_publish_key(&self, app: &AppId, key: &str) -> Result<Option<(Version, String)>, Error> {
         let sql = "SELECT * FROM versions WHERE app_id = $1 AND publish_key = $2 AND state = 1
                    ORDER BY number DESC LIMIT 1";
-        self.newest(sql, app, key).await
+        let row = self.newest(sql, app, key).await?;
+        row.map(|row| Ok((decode(&row)?, get(&row, "publish_digest")?))).transpose()
     }
 
     /// The newest READY version with these dependencies: its layer can be used again (none is needed where it is empty).
     pub async fn layer_for(&self, app: &AppId, deps_digest: &str) -> Result<Option<Version>, Error> {
         let sql = "SELECT * FROM versions WHERE app_id = $1 AND deps_digest = $2 AND state = 1
                    ORDER BY number DESC LIMIT 1";
-        self.newest(sql, app, deps_digest).await
+        self.newest(sql, app, deps_digest).await?.as_ref().map(decode).transpose()
     }
 
     /// Deletes a version that nothing needs any more. Finished events and dead letters do not need theirs.
@@ -204,10 +212,9 @@ impl Store {
         Ok(query.execute(self.write()).await.map_err(during("abandon builds"))?.rows_affected())
     }
 
-    async fn newest(&self, sql: &'static str, app: &AppId, key: &str) -> Result<Option<Version>, Error> {
+    async fn newest(&self, sql: &'static str, app: &AppId, key: &str) -> Result<Option<Row>, Error> {
         let query = sqlx::query(sql).bind(app.as_str()).bind(key);
-        let row = query.fetch_optional(self.read()).await.map_err(during("find a version"))?;
-        row.as_ref().map(decode).transpose()
+        query.fetch_optional(self.read()).await.map_err(during("find a version"))
     }
 
     async fn in_use(&self, sql: &'static str, app: &AppId) -> Result<BTreeSet<String>, Error> {
@@ -243,15 +250,16 @@ async fn insert(tx: &mut Tx, new: &NewVersion, number: VersionNumber) -> Result<
     let query = sqlx::query(
         "INSERT INTO versions (app_id, number, state, digest, functions_json, dependencies_json,
              environment_names_json, limits_json, node_version, layer, layer_size_bytes, size_bytes,
-             has_initialization_script, created_at, failure, deps_digest, publish_key)
-         VALUES ($1, $2, 0, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, '', $14, $15)",
+             has_initialization_script, created_at, failure, deps_digest, publish_key, publish_digest)
+         VALUES ($1, $2, 0, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, '', $14, $15, $16)",
     );
     let query = query.bind(v.app.as_str()).bind(signed(number.0)).bind(&v.digest);
     let query = query.bind(json(&v.functions)?).bind(json(&v.dependencies)?).bind(json(&v.environment_names)?);
     let query = query.bind(json(&v.limits)?).bind(&v.node_version);
     let query = query.bind(&v.layer).bind(signed(v.layer_size_bytes)).bind(signed(v.size_bytes));
     let query = query.bind(v.has_initialization_script).bind(millis(v.created_at));
-    let query = query.bind(&new.deps_digest).bind(&new.publish_key);
+    let key = new.publish_key.as_ref();
+    let query = query.bind(&new.deps_digest).bind(key.map(|key| &key.key)).bind(key.map(|key| &key.digest));
     query.execute(&mut **tx).await.map_err(during("insert a version"))?;
     for (name, value) in &new.environment {
         let sql = "INSERT INTO environments (app_id, version, name, value) VALUES ($1, $2, $3, $4)";

@@ -125,10 +125,14 @@ async fn versions_are_listed_newest_first_page_by_page() {
 #[tokio::test]
 async fn the_newest_ready_version_is_found_by_key_and_by_dependencies() {
     let (_dir, store) = store().await;
-    let keyed = NewVersion { publish_key: Some("k".to_owned()), ..building("shop") };
+    let keyed = NewVersion {
+        publish_key: Some(PublishKey { key: "k".to_owned(), digest: "d".to_owned() }),
+        ..building("shop")
+    };
     let number = async |found: Option<Version>| found.map(|v| v.number.0);
     let first = begin(&store, &keyed).await;
-    assert_eq!(number(store.version_by_publish_key(&app("shop"), "k").await.expect("find")).await, None);
+    let by_key = async |id| store.version_by_publish_key(&app(id), "k").await.expect("find");
+    assert_eq!(by_key("shop").await, None);
     assert!(store.layers_in_use(&app("shop")).await.expect("layers").is_empty());
     store.finish_version(&built(&keyed, first), true, None).await.expect("finish");
     let second = begin(&store, &keyed).await;
@@ -136,8 +140,9 @@ async fn the_newest_ready_version_is_found_by_key_and_by_dependencies() {
     store.finish_version(&no_layer, true, None).await.expect("finish");
     begin(&store, &keyed).await; // BUILDING does not count.
 
-    assert_eq!(number(store.version_by_publish_key(&app("shop"), "k").await.expect("find")).await, Some(2));
-    assert_eq!(number(store.version_by_publish_key(&app("other"), "k").await.expect("find")).await, None);
+    let (found, digest) = by_key("shop").await.expect("the second");
+    assert_eq!((found.number.0, digest.as_str()), (2, "d"));
+    assert_eq!(by_key("other").await, None);
     assert_eq!(number(store.layer_for(&app("shop"), "deps-1").await.expect("find")).await, Some(2));
     assert_eq!(number(store.layer_for(&app("shop"), "deps-2").await.expect("find")).await, None);
     assert_eq!(store.layers_in_use(&app("shop")).await.expect("layers"), BTreeSet::from(["layer-1".to_owned()]));

@@ -109,6 +109,7 @@ async fn a_publish_with_the_same_key_is_built_once() {
     let (again, progress) = server.publish_with_progress(keyed("a")).await.expect("the same");
     assert_eq!(again, one);
     assert!(messages(&progress, "verify").is_empty(), "{progress:?}");
+    assert_eq!(messages(&progress, "activate"), ["version 1 is active already"]);
     assert_eq!(server.publish(keyed("b")).await.expect("another").number, 2);
     // A key whose publish failed may be tried again.
     let failing = proto::PublishVersionRequest { idempotency_key: "c".to_owned(), ..login("demo", "throw 1") };
@@ -117,6 +118,38 @@ async fn a_publish_with_the_same_key_is_built_once() {
     // A restart does not forget: this is the retry of a caller that never heard the answer.
     let server = server.crash_and_restart().await;
     assert_eq!(server.publish(keyed("c")).await.expect("the same").number, 4);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_repeated_publish_leaves_its_version_active_and_another_request_is_refused() {
+    let server = TestServer::start().await;
+    let keyed = |text: &str, activate| {
+        let (idempotency_key, activate) = ("release-1".to_owned(), Some(activate));
+        proto::PublishVersionRequest { idempotency_key, activate, ..answering("demo", text) }
+    };
+    let first = server.publish(keyed("one", false)).await.expect("publishes");
+    assert!(!first.active);
+    server.publish(answering("demo", "two")).await.expect("publishes");
+    let app = server.app("demo");
+    let (again, progress) = server.publish_with_progress(keyed("one", false)).await.expect("the same");
+    assert_eq!((again.number, again.active, progress.iter().all(|step| step.phase == "validate")), (1, false, true));
+    assert_eq!(app.login("jane").await.json(), "two");
+    // The first caller's aim, asked for again: it serves in the end, from a worker that was initialized before.
+    let (again, progress) = server.publish_with_progress(keyed("one", true)).await.expect("the same");
+    assert_eq!((again.number, again.active), (1, true));
+    assert_eq!(messages(&progress, "activate"), ["version 1 is active"]);
+    let answer = app.login("jane").await;
+    assert_eq!((answer.json(), answer.cold_start), ("one".into(), false));
+
+    let message = server.refuse(keyed("other", true), Code::FailedPrecondition, "IDEMPOTENCY_KEY_REUSED").await;
+    assert!(message.contains("version 1"), "{message}");
+    let variable = with(keyed("one", true), |spec| spec.environment = map(&[("MODE", "other")]));
+    server.refuse(variable, Code::FailedPrecondition, "IDEMPOTENCY_KEY_REUSED").await;
+    assert_eq!(app.versions().await.len(), 2);
+    // Another app's keys are its own.
+    let elsewhere = proto::PublishVersionRequest { app_id: "elsewhere".to_owned(), ..keyed("other", true) };
+    server.publish(elsewhere).await.expect("publishes");
     server.stop().await;
 }
 

@@ -1,5 +1,6 @@
 //! VersionService.
 
+use prost::Message;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
@@ -10,6 +11,7 @@ use crate::model::{AppId, VersionNumber};
 use crate::proto::publish_version_response::Event;
 use crate::proto::{self, version_service_server::VersionService};
 use crate::publish;
+use crate::store::PublishKey;
 
 use super::{Streamed, Versions};
 
@@ -31,12 +33,17 @@ impl VersionService for Versions {
         }
         let spec = request.spec.ok_or_else(|| invalid("NO_SPEC", "spec is missing: it says what to publish"))?;
         let activate = request.activate.unwrap_or(true);
+        let key = non_empty(request.idempotency_key).map(|key| {
+            // The content as it is encoded: the order of a map's entries on the wire does not count, nor do fields to come.
+            let digest = blake3::hash(&spec.encode_to_vec()).to_hex().to_string();
+            PublishKey { key, digest }
+        });
         let (steps, task) = self.0.publisher.publish(publish::Request {
             app: app.clone(),
             spec: convert::project_spec(spec)?,
             activate,
             base: request.base_version.map(VersionNumber),
-            idempotency_key: non_empty(request.idempotency_key),
+            key,
         });
         let store = self.0.store.clone();
         let last = async move {
