@@ -103,11 +103,19 @@ impl Store {
         Ok(tx.commit().await.map_err(during(VERB))?)
     }
 
-    /// Marks a BUILDING version as FAILED; any other stays as it is.
+    /// Marks a BUILDING version as FAILED, and forgets its secrets; any other stays as it is.
     pub async fn fail_version(&self, app: &AppId, number: VersionNumber, failure: &str) -> Result<(), Error> {
+        const VERB: &str = "fail a version";
+        let mut tx = self.begin(VERB).await?;
         let sql = "UPDATE versions SET state = 2, failure = $3 WHERE app_id = $1 AND number = $2 AND state = 0";
         let query = sqlx::query(sql).bind(app.as_str()).bind(signed(number.0)).bind(failure);
-        query.execute(self.write()).await.map(|_| ()).map_err(during("fail a version"))
+        let failed = query.execute(&mut *tx).await.map_err(during(VERB))?;
+        if failed.rows_affected() > 0 {
+            let query = sqlx::query("DELETE FROM environments WHERE app_id = $1 AND version = $2");
+            let query = query.bind(app.as_str()).bind(signed(number.0));
+            query.execute(&mut *tx).await.map_err(during(VERB))?;
+        }
+        tx.commit().await.map_err(during(VERB))
     }
 
     /// Lets a version serve; false where it is not READY.
@@ -207,9 +215,19 @@ impl Store {
 
     /// At start-up: nobody is building what says BUILDING. Returns how many there were.
     pub async fn abandon_builds(&self) -> Result<u64, Error> {
+        const VERB: &str = "abandon builds";
         let failure = "the service stopped while this version was being built";
+        let mut tx = self.begin(VERB).await?;
         let query = sqlx::query("UPDATE versions SET state = 2, failure = $1 WHERE state = 0").bind(failure);
-        Ok(query.execute(self.write()).await.map_err(during("abandon builds"))?.rows_affected())
+        let abandoned = query.execute(&mut *tx).await.map_err(during(VERB))?.rows_affected();
+        // Their secrets go with them.
+        let query = sqlx::query(
+            "DELETE FROM environments WHERE EXISTS (SELECT 1 FROM versions v WHERE v.app_id = environments.app_id
+             AND v.number = environments.version AND v.state = 2)",
+        );
+        query.execute(&mut *tx).await.map_err(during(VERB))?;
+        tx.commit().await.map_err(during(VERB))?;
+        Ok(abandoned)
     }
 
     async fn newest(&self, sql: &'static str, app: &AppId, key: &str) -> Result<Option<Row>, Error> {

@@ -71,6 +71,8 @@ async fn numbers_are_never_reused() {
     store.fail_version(&app("shop"), failed, "npm said no").await.expect("fail");
     let stored = store.version(&app("shop"), failed).await.expect("version").expect("exists");
     assert_eq!((stored.state, stored.failure.as_str()), (VersionState::Failed, "npm said no"));
+    assert!(store.environment(&app("shop"), failed).await.expect("environment").is_empty(), "no secret outlives it");
+    assert!(!store.environment(&app("shop"), VersionNumber(1)).await.expect("environment").is_empty());
     assert_eq!(store.delete_version(&app("shop"), failed).await.expect("delete"), DeleteVersion::Deleted);
     assert_eq!(begin(&store, &building("shop")).await, VersionNumber(3));
     assert_eq!(begin(&store, &building("other")).await, VersionNumber(1));
@@ -157,6 +159,8 @@ async fn builds_of_a_stopped_service_are_given_up() {
     assert_eq!(store.abandon_builds().await.expect("abandon"), 1);
     assert_eq!(store.abandon_builds().await.expect("abandon"), 0);
     assert_eq!((state(&store, 1).await, state(&store, 2).await), (VersionState::Ready, VersionState::Failed));
+    assert!(store.environment(&app("shop"), VersionNumber(2)).await.expect("environment").is_empty());
+    assert!(!store.environment(&app("shop"), VersionNumber(1)).await.expect("environment").is_empty());
     let failure = store.version(&app("shop"), VersionNumber(2)).await.expect("version").expect("exists").failure;
     assert_eq!(failure, "the service stopped while this version was being built");
 }
