@@ -1,10 +1,13 @@
 //! What versions run, on disk: immutable artifacts (the emitted sources) and layers (installed dependencies).
 //!
 //! ```text
-//! <data>/artifacts/<app>/<digest>/manifest.json, tree/…, tree/node_modules → the layer's
+//! <data>/artifacts/<app>/<digest>/manifest.json
+//!                                 layer → ../../../layers/<app>/<key>
+//!                                 tree/…, tree/node_modules → ../layer/node_modules
 //! <data>/layers/<app>/<key>/{layer.json, package.json, package-lock.json, node_modules/}
 //! <data>/tmp/                                  everything that is not finished; emptied at start
 //! ```
+//! Links are relative, so that the data directory can be moved, and a sandbox can mount a tree and its layer side by side.
 //! A directory appears under its final name complete and synced, or not at all; it is never written again. Which of them count
 //! is the store's knowledge: [`Artifacts::sweep`] removes the others.
 
@@ -116,9 +119,12 @@ impl Artifacts {
             write_file(&tree.join(path), content)?;
         }
         if let Some(layer) = &manifest.layer {
-            let link = tree.join("node_modules");
-            let modules = self.layer_directory(app, layer).join("node_modules");
-            symlink(&modules, &link).map_err(Error::at("link", &link))?;
+            let target = Path::new("../../../layers").join(app.as_str()).join(layer);
+            for (link, target) in
+                [(staged.path().join("layer"), target), (tree.join("node_modules"), "../layer/node_modules".into())]
+            {
+                symlink(target, &link).map_err(Error::at("link", &link))?;
+            }
         }
         write_file(&staged.path().join("manifest.json"), &manifest.to_json())?;
         self.keep(staged, &target)?;
@@ -235,6 +241,26 @@ mod tests {
         assert!(!tree.exists());
         assert_eq!(artifacts.manifest(&app, &other.digest).expect("manifest"), manifest("b"));
         assert_eq!(fs::read_dir(artifacts.tmp()).expect("tmp").count(), 0);
+    }
+
+    #[test]
+    fn an_artifact_finds_its_layer_from_wherever_the_data_is() {
+        let data = tempfile::tempdir().expect("temp dir");
+        let before = data.path().join("before");
+        let artifacts = Artifacts::open(&before).expect("open");
+        let app: AppId = "demo".parse().expect("id");
+        let staged = artifacts.stage("layer-").expect("stage");
+        write_file(&staged.path().join("node_modules/ms/index.js"), b"1").expect("write");
+        let layer = Layer { key: "k".into(), size_bytes: 1, files: 1, dependencies: BTreeMap::new() };
+        artifacts.keep_layer(&app, staged, &layer).expect("keep");
+        let manifest = Manifest { layer: Some("k".to_owned()), ..manifest("a") };
+        let stored = artifacts.store(&app, &manifest, &BTreeMap::new()).expect("store");
+        let after = data.path().join("after");
+        fs::rename(&before, &after).expect("move");
+        let tree = Artifacts::open(&after).expect("open").tree(&app, &stored.digest);
+        assert_eq!(fs::read(tree.join("node_modules/ms/index.js")).expect("file"), b"1");
+        assert_eq!(fs::read_link(tree.join("node_modules")).expect("a link"), Path::new("../layer/node_modules"));
+        assert_eq!(fs::read_link(tree.join("../layer")).expect("a link"), Path::new("../../../layers/demo/k"));
     }
 
     #[test]

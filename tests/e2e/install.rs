@@ -1,5 +1,6 @@
 //! Dependencies from the real registry, by the real npm.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use chatfn::proto;
@@ -74,6 +75,21 @@ async fn dependencies_are_installed_once_and_reused_until_they_change() {
     app.delete(2).await.expect("deletes");
     assert_eq!(server.layers("demo"), [first.layer].into(), "version 1 needs it");
     assert_eq!(app.login("jane").await.json(), 172_800_000);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn versions_and_their_dependencies_survive_a_move_of_the_data_directory() {
+    let server = TestServer::start().await;
+    server.publish(needing("demo", "require('ms')('1m')", &[("ms", "2.1.2")])).await.expect("publishes");
+    server.publish(needing("demo", "2", &[])).await.expect("publishes");
+    let (old, settings) = server.crash();
+    let new = tempfile::tempdir().expect("temp dir");
+    std::fs::rename(old.path().join("data"), new.path().join("data")).expect("moves");
+    let server = TestServer::restart((Arc::new(new), settings)).await;
+    server.app("demo").activate(1).await.expect("it loads where it is now");
+    assert_eq!(server.app("demo").login("jane").await.json(), 60_000);
+    server.assert_tidy("demo").await;
     server.stop().await;
 }
 
