@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::error::{InvalidSpec, short};
 use super::sources::within;
@@ -15,12 +15,27 @@ pub struct PackageJson {
     pub dependencies: BTreeMap<String, String>,
     /// An object.
     pub overrides: Option<Value>,
+    /// What code of the project may read; empty where there is no such file.
+    pub visible: Map<String, Value>,
 }
+
+/// What would change how Node finds or reads the files that we emit: their names and kinds are ours.
+const STEERING: [&str; 6] = ["type", "main", "module", "exports", "imports", "browser"];
 
 const DEPENDENCIES_MAX: usize = 200;
 const NAME_BYTES_MAX: usize = 214;
 const SPEC_BYTES_MAX: usize = 256;
 const PACKAGE_JSON_BYTES_MAX: usize = 256 << 10;
+
+impl PackageJson {
+    /// What stands beside the emitted files: the tenant's own, but for what steers Node. Always there, so that no `package.json`
+    /// above the data directory counts.
+    pub fn emitted(&self) -> Vec<u8> {
+        let mut emitted = self.visible.clone();
+        emitted.insert("type".to_owned(), "commonjs".into()); // ES modules are emitted as .mjs.
+        serde_json::to_vec(&emitted).expect("plain data serializes")
+    }
+}
 
 /// `package.json` with the request's dependencies over its own.
 pub(super) fn merge(file: Option<&[u8]>, requested: BTreeMap<String, String>) -> Result<PackageJson, InvalidSpec> {
@@ -59,7 +74,9 @@ fn parse(bytes: &[u8]) -> Result<PackageJson, InvalidSpec> {
         return Err(wrong("overrides must be an object"));
     }
     let text = |field: &str| object.get(field).and_then(Value::as_str).map(|text| text.chars().take(214).collect());
-    Ok(PackageJson { name: text("name"), version: text("version"), dependencies, overrides })
+    let mut visible = object.clone();
+    STEERING.iter().for_each(|field| drop(visible.remove(*field)));
+    Ok(PackageJson { name: text("name"), version: text("version"), dependencies, overrides, visible })
 }
 
 fn check_overrides(value: &Value) -> Result<(), InvalidSpec> {
@@ -163,6 +180,10 @@ mod tests {
         assert_eq!(listed, ["a@1", "b@3.x", "d@*"]);
         assert_eq!((package.name.as_deref(), package.version.as_deref()), (Some("x"), Some("1.0.0")));
         assert!(package.overrides.is_some());
+        let steering = merged(r#"{"type":"module","main":"x.ts","exports":{},"imports":{},"config":{"a":[1]}}"#, &[]);
+        let emitted = String::from_utf8(steering.expect("fine").emitted()).expect("UTF-8");
+        assert_eq!(emitted, r#"{"config":{"a":[1]},"type":"commonjs"}"#);
+        assert_eq!(PackageJson::default().emitted(), br#"{"type":"commonjs"}"#);
         assert_eq!(merge(None, BTreeMap::new()), Ok(PackageJson::default()));
     }
 

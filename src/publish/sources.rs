@@ -74,6 +74,8 @@ fn check_path(path: &str) -> Result<(), InvalidSpec> {
         "each name in a path has at most 255 bytes"
     } else if path.split('/').any(|segment| segment.eq_ignore_ascii_case("node_modules")) {
         "leave node_modules out: dependencies are installed while publishing"
+    } else if path.split_once('/').is_some_and(|(first, _)| first.eq_ignore_ascii_case("package.json")) {
+        "package.json is a file"
     } else if matches!(extension(path), "tsx" | "jsx") {
         return Err(InvalidSpec::UnsupportedFile {
             path: short(path),
@@ -186,6 +188,7 @@ mod tests {
             "a\u{85}b",
             "node_modules/x/i.js",
             "lib/node_modules/x.js",
+            "package.json/x",
             "lib/Node_Modules/x",
             &format!("{segment}s"),
             &long,

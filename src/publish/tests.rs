@@ -385,7 +385,7 @@ fn what_is_no_code_is_copied() {
     let files =
         built(&[("a.bin", "\u{1}"), ("package.json", "{}"), ("x.d.ts", "no code (("), ("README.md", "#")]).files;
     let paths: Vec<_> = files.keys().map(String::as_str).collect();
-    assert_eq!(paths, ["README.md", "a.bin", "functions/UserReadMessage.js"]);
+    assert_eq!(paths, ["README.md", "a.bin", "functions/UserReadMessage.js", "package.json"]);
 }
 
 /// Each of these overflowed the stack of an unbounded parser, or kept it busy for minutes.

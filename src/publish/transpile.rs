@@ -61,6 +61,8 @@ impl Built {
     }
 }
 
+const PACKAGE: &str = "package.json";
+
 /// Errors told of all files.
 const ERRORS_MAX: usize = 20;
 
@@ -102,11 +104,15 @@ fn build(project: &Project) -> Result<Built, InvalidSpec> {
         }
         names.0.insert(path.to_owned(), emitted);
     }
+    if project.files.contains_key(PACKAGE) {
+        names.0.insert(PACKAGE.to_owned(), PACKAGE.to_owned());
+    }
+    copied.insert(PACKAGE.to_owned(), project.package.emitted().into());
     emit_all(modules, &names, copied)
 }
 
 fn is_copied(path: &str) -> bool {
-    !is_code(path) && !is_declaration(path) && !matches!(path, "package.json" | "package-lock.json")
+    !is_code(path) && !is_declaration(path) && !matches!(path, PACKAGE | "package-lock.json")
 }
 
 fn compile_all(project: &Project) -> Result<Vec<Module>, InvalidSpec> {

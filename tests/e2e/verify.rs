@@ -2,7 +2,7 @@
 
 use tonic::Code;
 
-use crate::harness::{LOGIN, TestServer, request};
+use crate::harness::{Answered, LOGIN, TestServer, request};
 use crate::inspect::{login, messages};
 
 const FINE: &str = "export const handleEvent = () => 'fine'";
@@ -61,6 +61,37 @@ async fn a_module_that_is_missing_or_throws_is_named_with_the_line_that_loads_it
     let function = "exports.handleEvent = () => 1;\n\nnull.length;";
     let message = refused(&server, "throws", function, None).await;
     assert!(message.contains("TypeError") && message.contains("functions/UserAttemptedStartSession.ts:3"), "{message}");
+    assert_only_the_tenants(&server, &message);
+    server.stop().await;
+}
+
+/// Node asks the nearest package.json above a file what the file is.
+#[tokio::test]
+async fn a_package_json_above_the_data_directory_changes_nothing() {
+    let server = TestServer::start().await;
+    let files = [
+        (
+            "functions/UserAttemptedStartSession.ts",
+            "exports.handleEvent = () => require('../package.json').config.motto",
+        ),
+        ("package.json", r#"{ "type": "module", "main": "lib/none.ts", "config": { "motto": "mine" } }"#),
+    ];
+    for above in [r#"{ "type": "module" }"#, "{ no JSON"] {
+        std::fs::write(server.data().join("package.json"), above).expect("write");
+        server.publish(request("demo", &files)).await.expect("publishes");
+        assert_eq!(server.app("demo").login("jane").await.json(), "mine");
+        server.publish(login("plain", "exports.handleEvent = () => 1")).await.expect("publishes");
+        assert_eq!(server.app("plain").login("jane").await.json(), 1);
+    }
+    let imported = "import pkg from '../package.json';\nexport const handleEvent = () => pkg.config.motto;";
+    let files = [("functions/UserAttemptedStartSession.ts", imported), files[1]];
+    server.publish(request("imports", &files)).await.expect("publishes");
+    assert_eq!(server.app("imports").login("jane").await.json(), "mine");
+    let message = server.refuse(login("demo", imported), Code::InvalidArgument, "MODULE_NOT_FOUND").await;
+    assert!(message.contains("UserAttemptedStartSession.ts:1:17"), "{message}");
+    let message = server
+        .refuse(login("demo", "require('../package.json/x')"), Code::FailedPrecondition, "VERIFICATION_FAILED")
+        .await;
     assert_only_the_tenants(&server, &message);
     server.stop().await;
 }
