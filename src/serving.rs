@@ -9,7 +9,7 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::artifacts::{self, Artifacts, Manifest, SourceMap};
+use crate::artifacts::{self, Artifacts, Manifest};
 use crate::model::{AppId, Version, VersionNumber, VersionState};
 use crate::pool::{self, Figures, MemoryBudget, Pool};
 use crate::store::{self, Store};
@@ -352,8 +352,7 @@ async fn all_ended(live: &[Live]) {
 
 fn renamed(manifest: &Manifest) -> BTreeMap<String, Renamed> {
     let renamed = manifest.units.iter().map(|unit| {
-        let map = unit.map.as_deref().and_then(SourceMap::parse).map(Arc::new);
-        let lookup = map.map(|map| -> Lookup { Arc::new(move |line, column| map.lookup(line, column)) });
+        let lookup = unit.lookup().map(|lookup| -> Lookup { Arc::new(lookup) });
         (unit.emitted.clone(), Renamed { source: unit.source.clone(), lookup })
     });
     renamed.collect()

@@ -87,12 +87,17 @@ impl Module {
     }
 
     fn wrap(&self, text: &str) -> String {
+        let (prefix, suffix) = (self.prefix(), if self.kind == ModuleKind::CjsAsync { ASYNC_SUFFIX } else { "" });
+        let footer = if self.kind == ModuleKind::Esm { self.esm_footer() } else { self.cjs_footer() };
+        format!("{prefix}{text}{footer}{suffix}")
+    }
+
+    /// What stands before the text, on its first line: ASCII.
+    pub fn prefix(&self) -> String {
         match self.kind {
-            ModuleKind::Esm => format!("{}{text}{}", self.esm_prefix(), self.esm_footer()),
-            ModuleKind::Cjs => format!("{text}{}", self.cjs_footer()),
-            ModuleKind::CjsAsync => {
-                format!("const __chatfnLoading = (async () => {{ {text}{}{ASYNC_SUFFIX}", self.cjs_footer())
-            }
+            ModuleKind::Esm => self.esm_prefix(),
+            ModuleKind::Cjs => String::new(),
+            ModuleKind::CjsAsync => "const __chatfnLoading = (async () => { ".to_owned(),
         }
     }
 

@@ -43,6 +43,8 @@ pub struct Unit {
     pub kind: ModuleKind,
     /// Where lines moved: from the emitted file to the source. `None`: each line is where it was.
     pub map: Option<String>,
+    /// Columns that what we put before the first line takes.
+    pub prefix: u32,
 }
 
 /// What is loaded in place of the sources.
@@ -145,9 +147,10 @@ fn emit_all(modules: Vec<Module>, names: &Names, mut files: BTreeMap<String, Byt
     for module in modules {
         match module.emit(names) {
             Ok(text) => {
+                let prefix = module.prefix().len() as u32; // ASCII.
                 files.insert(module.emitted.clone(), Bytes::from(text));
                 let Module { script, kind, emitted, .. } = module;
-                units.push(Unit { source: script.path, emitted, kind, map: script.map });
+                units.push(Unit { source: script.path, emitted, kind, map: script.map, prefix });
             }
             Err(errors) => diagnostics.extend(errors),
         }

@@ -142,6 +142,28 @@ async fn stacks_are_in_the_tenants_own_lines_also_where_typescript_had_to_be_tra
     server.stop().await;
 }
 
+/// What we put before a file's first line is not the tenant's.
+#[tokio::test]
+async fn columns_on_the_first_line_are_the_tenants_own() {
+    let server = TestServer::start().await;
+    let library = "const { EOL } = require('os'); export const fail = () => { throw new Error(typeof EOL + __filename.length); };";
+    let function = "import { fail } from '../lib/fail.mjs'; const os = require('os'); export const handleEvent = () => os && fail();";
+    let files = [("functions/UserAttemptedStartSession.ts", function), ("lib/fail.mjs", library)];
+    let app = server.deploy("demo", &files).await;
+    let answer = app.login("jane").await;
+    let frames: Vec<_> = answer.failure().stack.lines().skip(1).map(str::trim).collect();
+    let thrown = library.find("new Error").expect("there") + 1;
+    let called = function.find("fail();").expect("there") + 1;
+    assert!(frames[0].ends_with(&format!("lib/fail.mjs:1:{thrown})")), "{frames:?}");
+    assert!(frames[1].contains(&format!("functions/UserAttemptedStartSession.ts:1:{called}")), "{frames:?}");
+
+    let init = "await 0; throw new Error('late');\n";
+    let files = [("functions/UserAttemptedStartSession.ts", "export const handleEvent = () => 1"), ("init.js", init)];
+    let message = server.refuse(request("late", &files), Code::FailedPrecondition, "VERIFICATION_FAILED").await;
+    assert!(message.contains("init.js:1:16"), "{message}");
+    server.stop().await;
+}
+
 #[tokio::test]
 async fn a_syntax_error_is_shown_with_its_place_before_anything_is_installed() {
     let server = TestServer::start().await;

@@ -72,7 +72,8 @@ pub(super) fn manifest(
             module: module(&function.entry)?,
         })
     });
-    let renamed = built.units.iter().filter(|unit| unit.source != unit.emitted || unit.map.is_some());
+    let renamed =
+        built.units.iter().filter(|unit| unit.source != unit.emitted || unit.map.is_some() || unit.prefix > 0);
     let settings = (&project.functions, &project.limits);
     Manifest {
         files: built
@@ -85,6 +86,7 @@ pub(super) fn manifest(
                 source: unit.source.clone(),
                 emitted: unit.emitted.clone(),
                 map: unit.map.clone(),
+                prefix: unit.prefix,
             })
             .collect(),
         init: project.init.as_deref().and_then(module),
