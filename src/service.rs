@@ -93,8 +93,15 @@ impl Service {
         let (history, history_task) = History::start(store.clone(), config.log_line_bytes_max, stop_history.clone());
         let workers = Arc::new(worker_config(config, &sandbox, node.clone(), shim, &artifacts, &history));
         let budget = MemoryBudget::new(config.memory_budget());
-        let serving =
-            Serving::open(store.clone(), artifacts.clone(), workers, pool_settings(config), budget.clone()).await?;
+        let serving = Serving::open(
+            store.clone(),
+            artifacts.clone(),
+            workers,
+            node_version.clone(),
+            pool_settings(config),
+            budget.clone(),
+        )
+        .await?;
         let enqueued = Arc::new(Notify::new());
         let invoker = Invoker::new(
             serving.clone(),

@@ -1,6 +1,6 @@
 //! Which version serves each app, and the pool that runs it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
@@ -50,6 +50,8 @@ struct Shared {
     store: Store,
     artifacts: Artifacts,
     workers: Arc<worker::Config>,
+    /// Of the Node that runs them.
+    node_version: String,
     settings: pool::Settings,
     budget: MemoryBudget,
     routes: Mutex<Routes>,
@@ -69,6 +71,8 @@ struct Routes {
     loaded: HashMap<(AppId, VersionNumber), Arc<Served>>,
     /// Every pool that may have a process, also where no route leads to it any more: its files are needed.
     live: Vec<Live>,
+    /// Versions of another Node that were warned of.
+    warned: HashSet<(AppId, VersionNumber)>,
 }
 
 /// A pool from its start to the end of its last worker.
@@ -91,6 +95,7 @@ impl Serving {
         store: Store,
         artifacts: Artifacts,
         workers: Arc<worker::Config>,
+        node_version: String,
         settings: pool::Settings,
         budget: MemoryBudget,
     ) -> Result<Self, Error> {
@@ -98,7 +103,8 @@ impl Serving {
         let routes = Mutex::new(Routes { active, ..Routes::default() });
         let (loading, supervisors) = (tokio::sync::Mutex::new(()), TaskTracker::new());
         let kill = CancellationToken::new();
-        let shared = Shared { store, artifacts, workers, settings, budget, routes, loading, supervisors, kill };
+        let shared =
+            Shared { store, artifacts, workers, node_version, settings, budget, routes, loading, supervisors, kill };
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -174,9 +180,20 @@ impl Serving {
         let environment = self.shared.store.environment(app, number).await?;
         let manifest = self.shared.artifacts.manifest(app, &version.digest);
         let manifest = manifest.map_err(|err| Error::Artifact(Arc::new(err)))?;
+        self.warn_of_another_node(&version);
         let served = self.prepare(version, environment, &manifest);
         self.routes().loaded.insert(key, Arc::clone(&served));
         Ok(served)
+    }
+
+    /// The Node build is a part of a version, but only one is installed here.
+    fn warn_of_another_node(&self, version: &Version) {
+        let Version { app, number, node_version: built_with, layer, .. } = version;
+        let running = &self.shared.node_version;
+        if built_with != running && self.routes().warned.insert((app.clone(), *number)) {
+            let addons = if layer.is_empty() { "" } else { ", native addons of its dependencies may fail to load" };
+            tracing::warn!(%app, version = %number, "built and verified with Node {built_with}, run with {running}{addons}: publish it again");
+        }
     }
 
     /// A pool for a version that no route leads to yet.

@@ -15,6 +15,8 @@ use super::{Artifacts, Error, write_file};
 pub struct LayerKey<'a> {
     pub lockfile: &'a [u8],
     pub node_version: &'a str,
+    /// See [`platform`].
+    pub platform: &'a str,
     /// Packages whose install scripts ran.
     pub scripts_allowed: &'a BTreeSet<String>,
 }
@@ -23,7 +25,7 @@ impl LayerKey<'_> {
     /// Hex; a directory's name.
     pub fn digest(&self) -> String {
         let mut hasher = blake3::Hasher::new();
-        for part in [self.lockfile, self.node_version.as_bytes(), platform().as_bytes()] {
+        for part in [self.lockfile, self.node_version.as_bytes(), self.platform.as_bytes()] {
             hasher.update(&(part.len() as u64).to_le_bytes());
             hasher.update(part);
         }
@@ -35,7 +37,8 @@ impl LayerKey<'_> {
     }
 }
 
-fn platform() -> String {
+/// What native addons are built for, besides the Node version.
+pub fn platform() -> String {
     format!("{}-{}", std::env::consts::OS, std::env::consts::ARCH)
 }
 
@@ -99,13 +102,15 @@ mod tests {
     fn a_layer_has_another_key_when_anything_that_determines_it_changes() {
         let none = BTreeSet::new();
         let some = BTreeSet::from(["esbuild".to_owned()]);
-        let key =
-            |lockfile, node_version, scripts_allowed| LayerKey { lockfile, node_version, scripts_allowed }.digest();
-        let base = key(&b"lock"[..], "v20.1.0", &none);
-        assert_eq!(base, key(b"lock", "v20.1.0", &none));
-        assert_ne!(base, key(b"lock2", "v20.1.0", &none));
-        assert_ne!(base, key(b"lock", "v22.1.0", &none));
-        assert_ne!(base, key(b"lock", "v20.1.0", &some));
+        let key = |lockfile, node_version, platform, scripts_allowed| {
+            LayerKey { lockfile, node_version, platform, scripts_allowed }.digest()
+        };
+        let base = key(&b"lock"[..], "v20.1.0", "linux-x86_64", &none);
+        assert_eq!(base, key(b"lock", "v20.1.0", "linux-x86_64", &none));
+        assert_ne!(base, key(b"lock2", "v20.1.0", "linux-x86_64", &none));
+        assert_ne!(base, key(b"lock", "v22.1.0", "linux-x86_64", &none));
+        assert_ne!(base, key(b"lock", "v20.1.0", "linux-aarch64", &none));
+        assert_ne!(base, key(b"lock", "v20.1.0", "linux-x86_64", &some));
     }
 
     #[test]

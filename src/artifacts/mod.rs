@@ -27,7 +27,7 @@ use tempfile::TempDir;
 
 use crate::model::AppId;
 
-pub use layers::{Layer, LayerKey, measure};
+pub use layers::{Layer, LayerKey, measure, platform};
 pub use manifest::{Manifest, Unit};
 pub use source_map::SourceMap;
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::json;
 
-use crate::artifacts::{Artifacts, Layer, LayerKey, measure};
+use crate::artifacts::{Artifacts, Layer, LayerKey, measure, platform};
 use crate::model::AppId;
 
 use super::Project;
@@ -51,6 +51,7 @@ impl Installer {
             "package": self.package_json(project),
             "lockfile": project.lockfile.as_ref().map(|lockfile| blake3::hash(lockfile).to_hex().to_string()),
             "node": self.node_version,
+            "platform": platform(),
             "scripts": project.scripts_allowed,
         });
         blake3::hash(request.to_string().as_bytes()).to_hex().to_string()
@@ -95,8 +96,13 @@ pub(super) async fn install(
     let scripts: BTreeSet<String> = project.scripts_allowed.iter().cloned().collect();
     installer.npm.install(staged.path(), matches, &scripts, progress).await?;
     let lockfile = std::fs::read(staged.path().join(LOCKFILE)).map_err(|err| disk_error(&err, LOCKFILE))?;
-    let key =
-        LayerKey { lockfile: &lockfile, node_version: &installer.node_version, scripts_allowed: &scripts }.digest();
+    let key = LayerKey {
+        lockfile: &lockfile,
+        node_version: &installer.node_version,
+        platform: &platform(),
+        scripts_allowed: &scripts,
+    };
+    let key = key.digest();
     build.pin_layer(&key).await;
     let names = installer.dependencies(project);
     let (artifacts, app) = (artifacts.clone(), app.clone());

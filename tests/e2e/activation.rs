@@ -1,5 +1,6 @@
 //! Which version serves: make before break, activation later, rollback.
 
+use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -161,6 +162,45 @@ async fn a_rollback_to_a_version_that_no_longer_initializes_changes_nothing() {
     assert!(status.message().contains("the disk played a trick"), "{}", status.message());
     assert_eq!(app.login("jane").await.json(), "new");
     assert_eq!(app.show().await.active_version, 2);
+    server.stop().await;
+}
+
+/// A Node that says it is another.
+fn node_called(version: &str) -> tempfile::TempDir {
+    let directory = tempfile::tempdir().expect("temp dir");
+    let path = std::env::var_os("PATH").expect("PATH");
+    let node = std::env::split_paths(&path).map(|path| path.join("node")).find(|path| path.exists());
+    let node = node.expect("node is on PATH");
+    let script =
+        format!("#!/bin/sh\n[ \"$1\" = --version ] && echo {version} && exit\nexec {} \"$@\"\n", node.display());
+    let path = directory.path().join("node");
+    std::fs::write(&path, script).expect("write");
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).expect("executable");
+    directory
+}
+
+#[tokio::test]
+async fn a_version_of_another_node_is_warned_of_once_and_still_serves() {
+    let other = node_called("v20.0.1");
+    let server = TestServer::with(&[&format!("node={}", other.path().join("node").display())]).await;
+    server.publish(answering("demo", "one")).await.expect("publishes");
+    server.publish(answering("demo", "two")).await.expect("publishes");
+    let app = server.app("demo");
+    assert_eq!(app.version(1).await.expect("a version").node_version, "v20.0.1");
+    let (data, mut settings) = server.crash();
+    settings.clear();
+    let mut server = TestServer::restart((data, settings)).await;
+    server.expect_log("publish it again");
+    let app = server.app("demo");
+    for number in [2, 1, 2, 1] {
+        app.activate(number).await.expect("activates");
+        server.assert_serves("demo", number).await;
+    }
+    let warned: Vec<_> = server.log().into_iter().filter(|line| line.contains("publish it again")).collect();
+    assert_eq!(warned.len(), 2, "{warned:?}");
+    assert!(warned[0].contains("v20.0.1") && warned[0].contains("version=2"), "{warned:?}");
+    server.publish(answering("demo", "three")).await.expect("publishes");
+    server.assert_serves("demo", 3).await;
     server.stop().await;
 }
 
