@@ -1,6 +1,7 @@
 //! Installs a project's dependencies as a layer.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 use serde_json::json;
 
@@ -10,6 +11,7 @@ use crate::model::AppId;
 use super::Project;
 use super::lockfile;
 use super::npm::{InstallError, Npm};
+use super::package::PackageJson;
 use super::progress::Progress;
 use super::publisher::Error;
 use super::registries::Registries;
@@ -38,17 +40,24 @@ impl Installer {
         Registries::of_npm(&self.npm.node, &self.npm.cli, self.npm.userconfig.as_deref())
     }
 
-    /// The project's, and the default ones.
-    pub fn dependencies(&self, project: &Project) -> BTreeMap<String, String> {
-        let mut dependencies = self.default_dependencies.clone();
-        dependencies.extend(project.package.dependencies.clone());
-        dependencies
+    /// The default dependencies that the project does not name itself.
+    fn defaults<'a>(&'a self, project: &'a Project) -> impl Iterator<Item = (&'a String, &'a String)> {
+        let PackageJson { dependencies, optional, .. } = &project.package;
+        let named = move |name: &String| dependencies.contains_key(name) || optional.contains_key(name);
+        self.default_dependencies.iter().filter(move |(name, _)| !named(name))
+    }
+
+    /// Of all that is to be installed.
+    pub fn names(&self, project: &Project) -> BTreeSet<String> {
+        let PackageJson { dependencies, optional, .. } = &project.package;
+        let own = dependencies.keys().chain(optional.keys());
+        own.chain(self.defaults(project).map(|(name, _)| name)).cloned().collect()
     }
 
     /// Of what a layer is asked for. The same request gets the layer that it got before, as a lockfile would give it.
     pub fn request_digest(&self, project: &Project) -> String {
         let request = json!({
-            "package": self.package_json(project),
+            "package": package_json(project, self.defaults(project)),
             "lockfile": project.lockfile.as_ref().map(|lockfile| blake3::hash(lockfile).to_hex().to_string()),
             "node": self.node_version,
             "platform": platform(),
@@ -56,21 +65,25 @@ impl Installer {
         });
         blake3::hash(request.to_string().as_bytes()).to_hex().to_string()
     }
+}
 
-    fn package_json(&self, project: &Project) -> serde_json::Value {
-        let mut package =
-            json!({ "name": "app", "version": "1.0.0", "private": true, "dependencies": self.dependencies(project) });
-        if let Some(overrides) = &project.package.overrides {
-            package["overrides"] = overrides.clone();
-        }
-        if !project.scripts_allowed.is_empty() {
-            // Read by newer npm, which warns of (and is to refuse) what is not listed; older ones ignore it.
-            let allowed: BTreeMap<&str, bool> =
-                project.scripts_allowed.iter().map(|name| (name.as_str(), true)).collect();
-            package["allowScripts"] = json!(allowed);
-        }
-        package
+/// What npm is asked for: nothing of the tenant's but dependencies and overrides.
+fn package_json<'a>(project: &Project, defaults: impl Iterator<Item = (&'a String, &'a String)>) -> serde_json::Value {
+    let mut dependencies = project.package.dependencies.clone();
+    dependencies.extend(defaults.map(|(name, spec)| (name.clone(), spec.clone())));
+    let mut package = json!({ "name": "app", "version": "1.0.0", "private": true, "dependencies": dependencies });
+    if !project.package.optional.is_empty() {
+        package["optionalDependencies"] = json!(project.package.optional);
     }
+    if let Some(overrides) = &project.package.overrides {
+        package["overrides"] = overrides.clone();
+    }
+    if !project.scripts_allowed.is_empty() {
+        // Read by newer npm, which warns of (and is to refuse) what is not listed; older ones ignore it.
+        let allowed: BTreeMap<&str, bool> = project.scripts_allowed.iter().map(|name| (name.as_str(), true)).collect();
+        package["allowScripts"] = json!(allowed);
+    }
+    package
 }
 
 /// Installs into a staged directory and keeps it as a layer, or the one of the same key that is there already.
@@ -83,18 +96,8 @@ pub(super) async fn install(
     progress: &Progress,
 ) -> Result<Layer, Error> {
     let staged = artifacts.stage("layer-")?;
-    let package = installer.package_json(project);
-    let write = |name: &str, content: &[u8]| {
-        std::fs::write(staged.path().join(name), content).map_err(|err| disk_error(&err, name))
-    };
-    write(PACKAGE, package.to_string().as_bytes())?;
-    let mut matches = false;
-    if let Some(lockfile) = &project.lockfile {
-        write(LOCKFILE, lockfile)?;
-        matches = lockfile::matches(lockfile, &installer.dependencies(project));
-    }
     let scripts: BTreeSet<String> = project.scripts_allowed.iter().cloned().collect();
-    installer.npm.install(staged.path(), matches, &scripts, progress).await?;
+    run_npm(installer, staged.path(), project, &scripts, progress).await?;
     let lockfile = std::fs::read(staged.path().join(LOCKFILE)).map_err(|err| disk_error(&err, LOCKFILE))?;
     let key = LayerKey {
         lockfile: &lockfile,
@@ -104,7 +107,7 @@ pub(super) async fn install(
     };
     let key = key.digest();
     build.pin_layer(&key).await;
-    let names = installer.dependencies(project);
+    let names = installer.names(project);
     let (artifacts, app) = (artifacts.clone(), app.clone());
     let kept = tokio::task::spawn_blocking(move || {
         if let Some(layer) = artifacts.layer(&app, &key) {
@@ -117,6 +120,37 @@ pub(super) async fn install(
         Ok(layer)
     });
     kept.await.map_err(|_| Error::Internal)?
+}
+
+/// On return `package.json`, `package-lock.json` and (unless there is nothing to install) `node_modules` stand in the directory.
+async fn run_npm(
+    installer: &Installer,
+    directory: &Path,
+    project: &Project,
+    scripts: &BTreeSet<String>,
+    progress: &Progress,
+) -> Result<(), Error> {
+    let npm = &installer.npm;
+    let write = |name: &str, content: &[u8]| {
+        std::fs::write(directory.join(name), content).map_err(|err| disk_error(&err, name))
+    };
+    let mut exact = false;
+    if let Some(lockfile) = &project.lockfile {
+        write(LOCKFILE, lockfile)?;
+        exact = lockfile::matches(lockfile, &project.package);
+        let how = if exact { "matches: installing exactly that (npm ci)" } else { "does not match: resolving again" };
+        progress.say("install", &format!("package-lock.json {how}"));
+    }
+    // A tenant's lockfile cannot know of the defaults: they come after it, on top of what it pins.
+    if exact {
+        write(PACKAGE, package_json(project, std::iter::empty()).to_string().as_bytes())?;
+        npm.install_exactly(directory, progress).await?;
+    }
+    if !exact || installer.defaults(project).next().is_some() {
+        write(PACKAGE, package_json(project, installer.defaults(project)).to_string().as_bytes())?;
+        npm.install(directory, progress).await?;
+    }
+    Ok(npm.run_scripts(directory, scripts, progress).await?)
 }
 
 fn disk_error(err: &std::io::Error, name: &str) -> Error {

@@ -1,12 +1,13 @@
 //! `package-lock.json`: where it may lead, whom it was made for, and what it resolved.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use url::Url;
 
 use super::error::{InvalidSpec, short};
+use super::package::PackageJson;
 use super::registries::Registries;
 
 /// npm fetches what a lockfile says without asking the registry first. So each entry must lead to a configured registry, and
@@ -119,6 +120,8 @@ struct Lockfile {
 struct Locked {
     version: String,
     dependencies: BTreeMap<String, String>,
+    #[serde(rename = "optionalDependencies")]
+    optional: BTreeMap<String, String>,
 }
 
 fn parse(lockfile: &[u8]) -> Lockfile {
@@ -126,16 +129,22 @@ fn parse(lockfile: &[u8]) -> Lockfile {
 }
 
 /// Whether `npm ci` can do it: the lockfile was made for these very dependencies.
-pub(super) fn matches(lockfile: &[u8], wanted: &BTreeMap<String, String>) -> bool {
-    parse(lockfile).packages.get("").is_some_and(|root| root.dependencies == *wanted)
+pub(super) fn matches(lockfile: &[u8], package: &PackageJson) -> bool {
+    let spelled = |spec: &str| if spec.trim().is_empty() { "*".to_owned() } else { spec.to_owned() };
+    let same = |locked: &BTreeMap<String, String>, wanted: &BTreeMap<String, String>| {
+        let locked = locked.iter().map(|(name, spec)| (name.clone(), spelled(spec)));
+        locked.eq(wanted.iter().map(|(name, spec)| (name.clone(), spec.clone())))
+    };
+    let root = parse(lockfile).packages.remove("");
+    root.is_some_and(|root| same(&root.dependencies, &package.dependencies) && same(&root.optional, &package.optional))
 }
 
 /// The exact versions of the direct dependencies.
-pub(super) fn resolved(lockfile: &[u8], names: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+pub(super) fn resolved(lockfile: &[u8], names: &BTreeSet<String>) -> BTreeMap<String, String> {
     let lockfile = parse(lockfile);
     let exact =
         |name: &String| Some((name.clone(), lockfile.packages.get(&format!("node_modules/{name}"))?.version.clone()));
-    names.keys().filter_map(exact).collect()
+    names.iter().filter_map(exact).collect()
 }
 
 #[cfg(test)]
@@ -220,9 +229,14 @@ mod tests {
     #[test]
     fn a_lockfile_matches_the_dependencies_it_was_made_for() {
         let wanted = |range: &str| BTreeMap::from([("axios".to_owned(), range.to_owned())]);
-        assert!(matches(LOCK, &wanted("^1.0.0")));
-        assert!(!matches(LOCK, &wanted("^1.1.0")));
-        assert!(!matches(b"{}", &wanted("^1.0.0")));
-        assert_eq!(resolved(LOCK, &wanted("^1.0.0")), BTreeMap::from([("axios".to_owned(), "1.2.3".to_owned())]));
+        let package = |range: &str| PackageJson { dependencies: wanted(range), ..PackageJson::default() };
+        assert!(matches(LOCK, &package("^1.0.0")));
+        assert!(!matches(LOCK, &package("^1.1.0")));
+        assert!(!matches(LOCK, &PackageJson { optional: wanted("1"), ..package("^1.0.0") }));
+        assert!(!matches(b"{}", &package("^1.0.0")));
+        let any = br#"{"packages":{"":{"dependencies":{"axios":""},"optionalDependencies":{"axios":"1"}}}}"#;
+        assert!(matches(any, &PackageJson { optional: wanted("1"), ..package("*") }));
+        let names = BTreeSet::from(["axios".to_owned(), "none".to_owned()]);
+        assert_eq!(resolved(LOCK, &names), BTreeMap::from([("axios".to_owned(), "1.2.3".to_owned())]));
     }
 }

@@ -82,43 +82,48 @@ pub enum InstallError {
     Broken(String),
 }
 
-/// How npm is to treat the lockfile.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Mode {
-    /// `npm ci`: exactly the lockfile.
-    Clean,
-    /// `npm install`: the lockfile where it fits, else newly resolved.
-    Resolve,
-}
-
 impl Npm {
-    /// Installs what `package.json` (and a `package-lock.json` that matches it) in `directory` asks for. On return the lockfile is there.
+    /// `npm ci`: exactly the `package-lock.json` in `directory`, which was made for the `package.json` there. If npm finds that it was
+    /// not, as [`Npm::install`].
     ///
     /// # Errors
     /// See [`InstallError`]. The directory is then in no particular state.
     ///
     /// # Cancel safety
-    /// Dropping the future ends npm.
-    pub async fn install(
+    /// Of this and the two below: dropping the future ends npm.
+    pub async fn install_exactly(&self, directory: &Path, progress: &Progress) -> Result<(), InstallError> {
+        match self.run(directory, &install_arguments("ci"), progress).await {
+            Err(InstallError::Failed { code, .. }) if code == "EUSAGE" => {
+                progress.say("install", "the lockfile does not match package.json: resolving again");
+                self.install(directory, progress).await
+            }
+            result => result,
+        }
+    }
+
+    /// `npm install`: what the lockfile pins where it fits, else newly resolved. On return the lockfile is there.
+    ///
+    /// # Errors
+    /// As above.
+    pub async fn install(&self, directory: &Path, progress: &Progress) -> Result<(), InstallError> {
+        self.run(directory, &install_arguments("install"), progress).await
+    }
+
+    /// Runs the install scripts of these packages; those of others never run.
+    ///
+    /// # Errors
+    /// As above.
+    pub async fn run_scripts(
         &self,
         directory: &Path,
-        lock_matches: bool,
-        scripts_allowed: &BTreeSet<String>,
+        allowed: &BTreeSet<String>,
         progress: &Progress,
     ) -> Result<(), InstallError> {
-        let mut mode = if lock_matches { Mode::Clean } else { Mode::Resolve };
-        let mut result = self.run(directory, &install_arguments(mode), progress).await;
-        if mode == Mode::Clean && matches!(&result, Err(InstallError::Failed { code, .. }) if code == "EUSAGE") {
-            progress.say("install", "the lockfile does not match package.json: resolving again");
-            mode = Mode::Resolve;
-            result = self.run(directory, &install_arguments(mode), progress).await;
+        if allowed.is_empty() {
+            return Ok(());
         }
-        result?;
-        if !scripts_allowed.is_empty() {
-            progress.say("install", &format!("running install scripts of {scripts_allowed:?}"));
-            self.run(directory, &script_arguments(scripts_allowed), progress).await?;
-        }
-        Ok(())
+        progress.say("install", &format!("running install scripts of {allowed:?}"));
+        self.run(directory, &script_arguments(allowed), progress).await
     }
 
     async fn run(&self, directory: &Path, arguments: &[String], progress: &Progress) -> Result<(), InstallError> {
@@ -237,8 +242,7 @@ impl Npm {
     }
 }
 
-fn install_arguments(mode: Mode) -> Vec<String> {
-    let command = if mode == Mode::Clean { "ci" } else { "install" };
+fn install_arguments(command: &str) -> Vec<String> {
     let flags = [
         "--ignore-scripts",
         "--omit=dev",

@@ -13,6 +13,10 @@ pub struct PackageJson {
     pub name: Option<String>,
     pub version: Option<String>,
     pub dependencies: BTreeMap<String, String>,
+    /// Installed where they can be. No name is in both.
+    pub optional: BTreeMap<String, String>,
+    /// Fields that a developer may expect to count, and that do not.
+    pub ignored: Vec<&'static str>,
     /// An object.
     pub overrides: Option<Value>,
     /// What code of the project may read; empty where there is no such file.
@@ -21,6 +25,16 @@ pub struct PackageJson {
 
 /// What would change how Node finds or reads the files that we emit: their names and kinds are ours.
 const STEERING: [&str; 6] = ["type", "main", "module", "exports", "imports", "browser"];
+
+const IGNORED: [&str; 7] = [
+    "devDependencies",
+    "peerDependencies",
+    "bundleDependencies",
+    "bundledDependencies",
+    "workspaces",
+    "resolutions",
+    "imports",
+];
 
 const DEPENDENCIES_MAX: usize = 200;
 const NAME_BYTES_MAX: usize = 214;
@@ -40,9 +54,12 @@ impl PackageJson {
 /// `package.json` with the request's dependencies over its own.
 pub(super) fn merge(file: Option<&[u8]>, requested: BTreeMap<String, String>) -> Result<PackageJson, InvalidSpec> {
     let mut package = file.map_or_else(|| Ok(PackageJson::default()), parse)?;
+    // In npm, too, a dependency that stands in both is optional; what the request says comes last.
+    package.dependencies.retain(|name, _| !package.optional.contains_key(name));
+    package.optional.retain(|name, _| !requested.contains_key(name));
     package.dependencies.extend(requested);
-    within("the number of dependencies", package.dependencies.len(), DEPENDENCIES_MAX)?;
-    for (name, spec) in &mut package.dependencies {
+    within("the number of dependencies", package.dependencies.len() + package.optional.len(), DEPENDENCIES_MAX)?;
+    for (name, spec) in package.dependencies.iter_mut().chain(&mut package.optional) {
         check_name(name)?;
         check_spec(name, spec)?;
         if spec.trim().is_empty() {
@@ -61,14 +78,7 @@ fn parse(bytes: &[u8]) -> Result<PackageJson, InvalidSpec> {
     let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
     let value: Value = serde_json::from_slice(text).map_err(|err| InvalidSpec::PackageJson(err.to_string()))?;
     let object = value.as_object().ok_or_else(|| wrong("it must be a JSON object"))?;
-    let mut dependencies = BTreeMap::new();
-    if let Some(listed) = object.get("dependencies") {
-        let listed = listed.as_object().ok_or_else(|| wrong("dependencies must be an object of strings"))?;
-        for (name, spec) in listed {
-            let spec = spec.as_str().ok_or_else(|| wrong("dependencies must be an object of strings"))?;
-            dependencies.insert(name.clone(), spec.to_owned());
-        }
-    }
+    let (dependencies, optional) = (listed(object, "dependencies")?, listed(object, "optionalDependencies")?);
     let overrides = object.get("overrides").filter(|value| !value.is_null()).cloned();
     if overrides.as_ref().is_some_and(|value| !value.is_object()) {
         return Err(wrong("overrides must be an object"));
@@ -76,7 +86,21 @@ fn parse(bytes: &[u8]) -> Result<PackageJson, InvalidSpec> {
     let text = |field: &str| object.get(field).and_then(Value::as_str).map(|text| text.chars().take(214).collect());
     let mut visible = object.clone();
     STEERING.iter().for_each(|field| drop(visible.remove(*field)));
-    Ok(PackageJson { name: text("name"), version: text("version"), dependencies, overrides, visible })
+    let counts = |value: &Value| match value {
+        Value::Object(fields) => !fields.is_empty(),
+        Value::Array(items) => !items.is_empty(),
+        other => !other.is_null() && *other != Value::Bool(false),
+    };
+    let ignored = IGNORED.into_iter().filter(|field| object.get(*field).is_some_and(counts)).collect();
+    let (name, version) = (text("name"), text("version"));
+    Ok(PackageJson { name, version, dependencies, optional, ignored, overrides, visible })
+}
+
+fn listed(object: &Map<String, Value>, field: &str) -> Result<BTreeMap<String, String>, InvalidSpec> {
+    let wrong = || InvalidSpec::PackageJson(format!("{field} must be an object of strings"));
+    let Some(listed) = object.get(field) else { return Ok(BTreeMap::new()) };
+    let entries = listed.as_object().ok_or_else(wrong)?.iter();
+    entries.map(|(name, spec)| Ok((name.clone(), spec.as_str().ok_or_else(wrong)?.to_owned()))).collect()
 }
 
 fn check_overrides(value: &Value) -> Result<(), InvalidSpec> {
@@ -188,6 +212,20 @@ mod tests {
     }
 
     #[test]
+    fn optional_dependencies_stay_optional_and_what_is_ignored_is_listed() {
+        let file = r#"{"dependencies":{"a":"1","b":"1"},"optionalDependencies":{"b":"2","c":"2","d":""},
+            "devDependencies":{"x":"1"},"peerDependencies":{},"workspaces":["y"],"bundleDependencies":false}"#;
+        let package = merged(file, &[("c", "3")]).expect("fine");
+        let told = |listed: &BTreeMap<String, String>| {
+            listed.iter().map(|(name, spec)| format!("{name}@{spec}")).collect::<Vec<_>>()
+        };
+        assert_eq!(told(&package.dependencies), ["a@1", "c@3"]);
+        assert_eq!(told(&package.optional), ["b@2", "d@*"]);
+        assert_eq!(package.ignored, ["devDependencies", "workspaces"]);
+        assert_eq!(merged(r#"{"optionalDependencies":{"a":"file:x"}}"#, &[]), Err("INVALID_DEPENDENCY"));
+    }
+
+    #[test]
     fn a_package_json_is_parsed_strictly() {
         let deep = format!("{{\"x\":{}{}}}", "[".repeat(500), "]".repeat(500));
         for bad in [
@@ -197,6 +235,7 @@ mod tests {
             "null",
             r#"{"dependencies":[]}"#,
             r#"{"dependencies":{"a":1}}"#,
+            r#"{"optionalDependencies":{"a":null}}"#,
             r#"{"overrides":[]}"#,
             r#"{"overrides":{"a":1}}"#,
             &deep,

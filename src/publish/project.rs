@@ -63,6 +63,9 @@ impl Project {
         let functions = functions::resolve(&mut files, spec.functions, catalogue)?;
         check_inline(&files, limits)?;
         let package = package::merge(files.get("package.json").map(AsRef::as_ref), spec.dependencies)?;
+        warnings.extend(package.ignored.iter().map(|field| {
+            format!("package.json: {field} is ignored: only dependencies and optionalDependencies are installed")
+        }));
         let lockfile = files.get("package-lock.json").cloned();
         if let Some(lockfile) = &lockfile {
             lockfile::check(lockfile, registries)?;

@@ -393,7 +393,7 @@ impl Publisher {
         progress: &Progress,
     ) -> Result<Option<Installed>, Error> {
         let shared = &self.shared;
-        let wanted = shared.installer.dependencies(project);
+        let wanted = shared.installer.names(project);
         if wanted.is_empty() {
             progress.say("install", "no dependencies");
             return Ok(None);

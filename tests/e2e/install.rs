@@ -79,6 +79,24 @@ async fn dependencies_are_installed_once_and_reused_until_they_change() {
 }
 
 #[tokio::test]
+async fn optional_dependencies_are_installed_where_they_can_be_and_what_is_ignored_is_told() {
+    let server = TestServer::start().await;
+    let function =
+        "export const handleEvent = () => { try { require('none'); } catch { return require('ms')('1m'); } }";
+    let package = r#"{ "optionalDependencies": { "ms": "2.1.2", "none": "npm:chatfn-surely-nobody-publishes-this@1" },
+        "devDependencies": { "is-number": "7.0.0" }, "peerDependencies": { "is-number": "7.0.0" } }"#;
+    let files = [("functions/UserAttemptedStartSession.ts", function), ("package.json", package)];
+    let (version, progress) = server.publish_with_progress(request("demo", &files)).await.expect("publishes");
+    assert_eq!(version.dependencies, map(&[("ms", "2.1.2")]));
+    assert_eq!(server.app("demo").login("jane").await.json(), 60_000);
+    let told = messages(&progress, "validate");
+    for field in ["devDependencies", "peerDependencies"] {
+        assert!(told.iter().any(|line| line.contains(&format!("{field} is ignored"))), "{told:?}");
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn versions_and_their_dependencies_survive_a_move_of_the_data_directory() {
     let server = TestServer::start().await;
     server.publish(needing("demo", "require('ms')('1m')", &[("ms", "2.1.2")])).await.expect("publishes");

@@ -10,7 +10,7 @@ use tempfile::NamedTempFile;
 use tonic::Code;
 
 use crate::harness::{Answered, LOGIN, TestServer, request};
-use crate::inspect::map;
+use crate::inspect::{map, messages, with};
 
 pub const IS_NUMBER_6: &str =
     "sha512-Wu1VHeILBK8KAWJUAiSZQX94GmOE45Rg6/538fKwiloUu21KncEkYGPqob2oSZ5mUT73vLGrHQjKw3KMPwfDzg==";
@@ -61,6 +61,66 @@ async fn a_lockfile_that_matches_is_kept_to_and_another_is_resolved_again() {
     let message = server.refuse(locked("kept", ">=6.0.0", &forged), Code::FailedPrecondition, "INSTALL_FAILED").await;
     assert!(message.contains("EINTEGRITY"), "{message}");
     server.assert_failed_and_tidy("kept", "EINTEGRITY").await;
+    server.stop().await;
+}
+
+const ONCE: &str = "sha512-lNaJgI+2Q5URQBkccEKHTQOPaXdUxnZZElQTZY0MFUAuaEqe1E+Nyvgdz/aIyNi6Z9MzO5dv1H8n58/GELp3+w==";
+const WRAPPY_1_0_1: &str =
+    "sha512-42h1d25nW6G/N7l16Oz4vqCOLIFobFBOwZrBYlCxJ/QuS2o1Gdn1PzSoiYndbnL9rgGIGZ6Qn09AIpyhrkepfw==";
+
+/// A project that needs `once`, which needs any `wrappy@1`: the newest is 1.0.2, its lockfile says 1.0.1.
+fn with_an_old_transitive_version(app: &str) -> proto::PublishVersionRequest {
+    let locked = |version: &str, name: &str, integrity: &str, needs: serde_json::Value| {
+        let resolved = format!("https://registry.npmjs.org/{name}/-/{name}-{version}.tgz");
+        json!({ "version": version, "resolved": resolved, "integrity": integrity, "dependencies": needs })
+    };
+    let lockfile = json!({
+        "name": "theirs", "lockfileVersion": 3, "requires": true,
+        "packages": {
+            "": { "name": "theirs", "dependencies": { "once": "^1.4.0" } },
+            "node_modules/once": locked("1.4.0", "once", ONCE, json!({ "wrappy": "1" })),
+            "node_modules/wrappy": locked("1.0.1", "wrappy", WRAPPY_1_0_1, json!({})),
+        },
+    });
+    let function = (
+        "functions/UserAttemptedStartSession.ts",
+        "export const handleEvent = () => require('wrappy/package.json').version",
+    );
+    let package = ("package.json", r#"{ "name": "theirs", "dependencies": { "once": "^1.4.0" } }"#);
+    request(app, &[function, package, ("package-lock.json", &lockfile.to_string())])
+}
+
+async fn assert_installed_exactly(server: &TestServer, dependencies: &[(&str, &str)]) {
+    let request = with_an_old_transitive_version("exact");
+    let (version, progress) = server.publish_with_progress(request).await.expect("publishes");
+    let installing = messages(&progress, "install");
+    assert!(installing.iter().any(|line| line.contains("npm ci")), "{installing:?}");
+    assert_eq!(version.dependencies, map(dependencies));
+    assert_eq!(server.app("exact").login("jane").await.json(), "1.0.1");
+    // The layer keeps what it was made from.
+    let kept = server.data_directory().join("layers/exact").join(&version.layer).join("package-lock.json");
+    let kept: serde_json::Value = serde_json::from_slice(&std::fs::read(kept).expect("there")).expect("JSON");
+    assert_eq!(kept["packages"]["node_modules/wrappy"]["version"], "1.0.1");
+    for (name, exact) in dependencies {
+        assert_eq!(kept["packages"][format!("node_modules/{name}")]["version"], *exact, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_lockfile_that_matches_is_installed_exactly_also_beside_default_dependencies() {
+    let server = TestServer::start().await;
+    assert_installed_exactly(&server, &[("once", "1.4.0")]).await;
+    // Without it, the newest.
+    let resolved = with(with_an_old_transitive_version("newest"), |spec| {
+        spec.files.remove("package-lock.json");
+    });
+    let (_, progress) = server.publish_with_progress(resolved).await.expect("publishes");
+    assert!(!messages(&progress, "install").iter().any(|line| line.contains("npm ci")), "{progress:?}");
+    assert_eq!(server.app("newest").login("jane").await.json(), "1.0.2");
+    server.stop().await;
+
+    let server = TestServer::with(&["default_dependencies.ms=2.1.2"]).await;
+    assert_installed_exactly(&server, &[("ms", "2.1.2"), ("once", "1.4.0")]).await;
     server.stop().await;
 }
 
