@@ -61,7 +61,7 @@ pub fn routes(services: Services, token: Option<OperatorToken>) -> Routes {
         .max_decoding_message_size(limits.event_bytes_max + TOO_LARGE_BYTES)
         .max_encoding_message_size(HISTORY_BYTES_MAX.max(limits.result_bytes_max + ENVELOPE_BYTES));
     let versions = VersionServiceServer::new(grpc::Versions(Arc::clone(&services)))
-        .max_decoding_message_size(limits.publish_bytes_max + ENVELOPE_BYTES);
+        .max_decoding_message_size(limits.publish_bytes_max);
     let apps = AppServiceServer::new(grpc::Apps(services));
     let reflection = || {
         tonic_reflection::server::Builder::configure()
@@ -76,7 +76,8 @@ pub fn routes(services: Services, token: Option<OperatorToken>) -> Routes {
         .add_service(apps)
         .add_service(reflection_v1)
         .add_service(reflection_v1alpha);
-    let guarded = auth::guard(guarded.prepare().into_axum_router(), token);
+    let guarded = guarded.prepare().into_axum_router().layer(axum::middleware::map_response(status::explain_too_large));
+    let guarded = auth::guard(guarded, token);
     let open = Routes::new(drain.health_service()).prepare().into_axum_router();
     Routes::from(http::router(drain).merge(open.reset_fallback()).merge(guarded))
 }

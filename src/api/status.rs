@@ -166,6 +166,16 @@ fn install_status(err: &InstallError, message: String) -> Status {
     }
 }
 
+/// tonic refuses a message beyond the limit before any code of ours sees it, with a code that clients take for a bug of theirs in
+/// paging, and without a reason. It is the caller's mistake like any other.
+pub(super) async fn explain_too_large(response: axum::response::Response) -> axum::response::Response {
+    let refused = Status::from_header_map(response.headers());
+    match refused.filter(|status| status.code() == Code::OutOfRange && status.details().is_empty()) {
+        Some(status) => invalid("REQUEST_TOO_LARGE", status.message()).into_http(),
+        None => response,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -263,8 +263,11 @@ async fn sources_are_bounded() {
     server.refuse(sized(&[FILE_MAX; 6]), Code::InvalidArgument, "TOO_LARGE").await;
     server.refuse(sized(&[1; 2000]), Code::InvalidArgument, "TOO_LARGE").await;
     server.publish(sized(&[1; 1999])).await.expect("as many as there may be");
-    let status = server.publish(sized(&[FILE_MAX; 9])).await.expect_err("beyond publish_bytes_max");
-    assert_eq!(status.code(), Code::OutOfRange, "{status:?}");
+    let message = server.refuse(sized(&[FILE_MAX; 9]), Code::InvalidArgument, "REQUEST_TOO_LARGE").await;
+    assert!(message.contains(&(32 << 20).to_string()), "it says publish_bytes_max: {message}");
+    let event = json!({ "username": "x".repeat(20 << 20) }).to_string();
+    let status = server.app("demo").invoke(LOGIN, &event).await.expect_err("no event is so large");
+    assert_eq!(reason(&status), (Code::InvalidArgument, "REQUEST_TOO_LARGE".to_owned()));
     assert_eq!(server.app("demo").versions().await.len(), 2);
     server.stop().await;
 }
