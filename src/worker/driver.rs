@@ -1,24 +1,29 @@
 //! The task that owns one worker process: it alone writes to it, reads from it, times it, kills it and waits for it.
 
+mod end;
+mod output;
+mod pipes;
+mod start;
+
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Buf, BytesMut};
+use bytes::Buf;
 use serde_json::value::RawValue;
 use tempfile::TempDir;
 use tokio::io::AsyncReadExt;
-use tokio::net::unix::pipe;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::codec::{Decoder, Encoder};
 
 use crate::model::{FailureKind, FunctionFailure, InvocationId, LogLevel, LogSource, Outcome, TriggerType};
-use crate::sandbox::{Child, Exit, ExitStatus, Pipes};
+use crate::sandbox::{Child, Exit};
 
-use super::logs::{Budget, LineBuffer, Origin, Sink};
+use super::logs::{Budget, Origin, Sink};
 use super::protocol::{self, Inbound, Response, Usage};
 use super::{Command, Config, FrameCodec, Job, OnFree, Program, Reply, StartError, death};
+use pipes::Io;
 
 /// Between a timeout (the signal aborts, the caller is answered) and SIGKILL: a handler that heeds the signal keeps its worker.
 const OVERDUE_GRACE: Duration = Duration::from_millis(50);
@@ -26,14 +31,8 @@ const OVERDUE_GRACE: Duration = Duration::from_millis(50);
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(1);
 /// After the process is gone its pipes hold at most what fits into them.
 const DRAIN_MAX: Duration = Duration::from_millis(500);
-/// Of stderr, to find out why it died.
-const STDERR_TAIL_BYTES: usize = 16 << 10;
 /// Room for the envelope around a result.
 const ENVELOPE_BYTES: usize = 256 << 10;
-/// What one turn of the loop takes from stdout or stderr, so that a flood cannot starve the protocol.
-const READ_BYTES: usize = 32 << 10;
-/// What a pipe can hold (64 KiB, pipe(7)) is what was written before an answer; more comes from somebody who goes on writing.
-const PIPE_READS_MAX: usize = 3;
 
 pub(super) struct Driver {
     config: Arc<Config>,
@@ -58,25 +57,6 @@ pub(super) struct Driver {
     /// The process is gone.
     exited: bool,
     spawned: Instant,
-}
-
-struct Io {
-    write: pipe::Sender,
-    /// Encoded requests that the pipe had no room for yet. At most one per invocation in flight.
-    outbox: BytesMut,
-    read: pipe::Receiver,
-    inbox: BytesMut,
-    codec: FrameCodec,
-    stdout: Stream,
-    stderr: Stream,
-    stderr_tail: BytesMut,
-}
-
-struct Stream {
-    pipe: pipe::Receiver,
-    lines: LineBuffer,
-    source: LogSource,
-    open: bool,
 }
 
 type Started = oneshot::Sender<Result<Duration, StartError>>;
@@ -347,33 +327,6 @@ impl Driver {
         if exiting { self.leave() } else { self.stop() }
     }
 
-    fn ready(&mut self, node: &str) {
-        let phase = std::mem::replace(&mut self.phase, Phase::Serving);
-        let Phase::Booting { started, .. } = phase else {
-            self.phase = phase;
-            return self.kill(KillCause::Protocol("it was ready twice".to_owned()));
-        };
-        tracing::trace!(pid = self.child.pid(), node, "worker is ready");
-        let id = format!("{:016x}", rand::random::<u64>());
-        let limits = self.config.log_limits;
-        let params = protocol::Initialize {
-            app_id: self.program.app.to_string(),
-            version: self.program.version.0,
-            concurrency: self.program.limits.concurrency,
-            init: self.program.init.clone(),
-            functions: self.program.functions.clone(),
-            limits: protocol::ShimLimits {
-                result_bytes_max: self.config.result_bytes_max,
-                log_lines_max: limits.lines_max,
-                log_bytes_max: limits.bytes_max,
-                log_line_bytes_max: limits.line_bytes_max,
-            },
-        };
-        let body = protocol::initialize(&id, &params);
-        self.phase = Phase::Initializing { deadline: Instant::now() + self.config.init_timeout, started, id };
-        self.send(&body);
-    }
-
     fn respond(&mut self, id: &str, body: Response<'_>) {
         if let Phase::Initializing { id: expected, .. } = &self.phase
             && expected == id
@@ -383,27 +336,6 @@ impl Driver {
         // Not found: it answers an invocation that is over, or one that never was. Either way nobody waits for it.
         if let Some(index) = self.in_flight.iter().position(|entry| entry.id == id) {
             self.complete(index, body);
-        }
-    }
-
-    fn initialized(&mut self, body: Response<'_>) {
-        let Phase::Initializing { started, .. } = std::mem::replace(&mut self.phase, Phase::Serving) else { return };
-        let result = match body {
-            Response::Result(_) => Ok(self.spawned.elapsed()),
-            Response::Error { message, failure, phase } => {
-                let kind = FailureKind::InitFailed;
-                let failure = failure.unwrap_or_else(|| FunctionFailure::new(kind, "InitializationFailed", message));
-                let mut failure = self.cleaned(failure);
-                failure.kind = kind;
-                tracing::debug!(app = %self.program.app, version = %self.program.version, phase, "initialization failed");
-                Err(StartError::Init(failure))
-            }
-        };
-        self.log_output(LogSource::Stdout, true);
-        self.log_output(LogSource::Stderr, true);
-        let failed = result.is_err();
-        if started.send(result).is_err() || failed {
-            self.kill(KillCause::Start); // Nobody wants it any more, or nobody could.
         }
     }
 
@@ -507,158 +439,6 @@ impl Driver {
         }
     }
 
-    fn start_timed_out(&mut self) {
-        let error = match std::mem::replace(&mut self.phase, Phase::Stopping) {
-            Phase::Booting { started, .. } => {
-                let limit = self.config.ready_timeout;
-                Some((started, StartError::Broken(format!("Node was not ready within {limit:?}"))))
-            }
-            Phase::Initializing { started, .. } => {
-                let message = format!(
-                    "initialization did not end within {:?}: the initialization script or a module is still loading",
-                    self.config.init_timeout
-                );
-                let failure = FunctionFailure::new(FailureKind::InitFailed, "InitializationTimedOut", message);
-                Some((started, StartError::Init(failure)))
-            }
-            _ => None,
-        };
-        if let Some((started, error)) = error {
-            let _ = started.send(Err(error));
-        }
-        self.kill(KillCause::Start);
-    }
-
-    fn origin(&self) -> Origin {
-        // With several in flight nobody can tell whose output it is.
-        match self.in_flight.as_slice() {
-            [only] => Origin { trigger_type: Some(only.trigger_type.clone()), invocation: Some(only.invocation) },
-            _ => Origin::default(),
-        }
-    }
-
-    fn log_console(&mut self, id: Option<&str>, level: LogLevel, text: &str, at_ms: u64) {
-        let entry = id.and_then(|id| self.in_flight.iter_mut().find(|entry| entry.id == id));
-        match entry {
-            Some(entry) => {
-                let origin =
-                    Origin { trigger_type: Some(entry.trigger_type.clone()), invocation: Some(entry.invocation) };
-                self.sink.console(&origin, &mut entry.console_budget, level, text, at_ms);
-            }
-            None => self.sink.console(&Origin::default(), &mut self.idle_budget, level, text, at_ms),
-        }
-    }
-
-    /// Logs the complete lines that arrived; with `all`, takes what the pipe still holds and the unfinished line too.
-    fn log_output(&mut self, source: LogSource, all: bool) {
-        let origin = self.origin();
-        let stream = if source == LogSource::Stdout { &mut self.io.stdout } else { &mut self.io.stderr };
-        let budget = match self.in_flight.as_mut_slice() {
-            [only] => &mut only.raw_budget,
-            _ => &mut self.idle_budget,
-        };
-        let mut reads_left = if all { PIPE_READS_MAX } else { 0 };
-        loop {
-            while let Some(line) = stream.next_line(&mut self.io.stderr_tail) {
-                self.sink.raw(&origin, budget, source, &line);
-            }
-            if reads_left == 0 || !stream.read_now() {
-                break;
-            }
-            reads_left -= 1;
-        }
-        if all && let Some(line) = stream.rest(&mut self.io.stderr_tail) {
-            self.sink.raw(&origin, budget, source, &line);
-        }
-    }
-
-    /// After the end: reads what is left in the pipes.
-    async fn drain(&mut self) {
-        let understood = !matches!(self.killed, Some(KillCause::Protocol(_)));
-        while understood && matches!(self.io.read.read_buf(&mut self.io.inbox).await, Ok(1..)) {
-            self.read_frames();
-        }
-        self.log_output(LogSource::Stdout, true);
-        self.log_output(LogSource::Stderr, true);
-    }
-
-    /// Answers everybody who still waits.
-    async fn bury(mut self, exit: &Exit) {
-        let tail = String::from_utf8_lossy(&self.io.stderr_tail).into_owned();
-        let end = death::failure(exit, &tail, self.program.limits.memory_bytes);
-        match std::mem::replace(&mut self.phase, Phase::Stopping) {
-            Phase::Booting { started, .. } | Phase::Initializing { started, .. } if self.unwanted() => {
-                let _ = started.send(Err(StartError::Stopped));
-            }
-            Phase::Booting { started, .. } => {
-                let _ = started.send(Err(StartError::Broken(format!("Node ended before it was ready: {end}"))));
-            }
-            Phase::Initializing { started, .. } => {
-                let failure = FunctionFailure { kind: FailureKind::InitFailed, ..end.clone() };
-                let _ = started.send(Err(StartError::Init(failure)));
-            }
-            Phase::Serving | Phase::Stopping | Phase::ShuttingDown { .. } => {}
-        }
-        let waiting = self.in_flight.iter().filter(|entry| entry.reply.is_some()).count();
-        let failure = self.failure_of_survivors(&end, waiting);
-        let by_itself = matches!(self.killed, None | Some(KillCause::Closed)) && !self.leaving;
-        if by_itself && !matches!(exit.status, ExitStatus::Code(0)) {
-            self.sink.system(&self.origin(), LogLevel::Error, &end.to_string());
-        }
-        for mut entry in self.in_flight.drain(..) {
-            if let Some(reply) = entry.reply.take()
-                && !self.leaving
-            {
-                let usage = Usage { peak_memory_bytes: exit.peak_memory_bytes, ..Usage::default() };
-                let _ = reply.send(Reply {
-                    outcome: Outcome::Failed(failure.clone()),
-                    usage,
-                    run: entry.started.elapsed(),
-                });
-            }
-            if let Some(on_free) = entry.on_free.take() {
-                on_free(None);
-            }
-        }
-        // A tenant may have left a million files there.
-        let scratch = self.scratch;
-        let removed = tokio::task::spawn_blocking(move || scratch.close()).await;
-        if let Ok(Err(err)) = removed {
-            tracing::warn!(%err, "failed to remove a worker's temporary directory");
-        }
-    }
-
-    /// We ended it, and for no fault of its own.
-    fn unwanted(&self) -> bool {
-        matches!(self.killed, Some(KillCause::Start | KillCause::Stop))
-    }
-
-    /// What those are told who had no answer when the worker ended.
-    fn failure_of_survivors(&self, end: &FunctionFailure, waiting: usize) -> FunctionFailure {
-        let collateral = |name: &str, why: String| FunctionFailure::new(FailureKind::Collateral, name, why);
-        match &self.killed {
-            Some(KillCause::Overdue(culprit)) => {
-                collateral("WorkerStopped", format!("another invocation on this worker ({culprit}) timed out"))
-            }
-            Some(KillCause::Stop | KillCause::Start) => {
-                collateral("WorkerStopped", "the service stopped this worker".to_owned())
-            }
-            Some(KillCause::Closed | KillCause::Protocol(_)) | None if waiting > 1 => collateral(
-                "WorkerCrashed",
-                format!(
-                    "the worker ended while {waiting} invocations ran, and which one did it is unknown: {}",
-                    end.message
-                ),
-            ),
-            Some(KillCause::Protocol(problem)) => FunctionFailure::new(
-                FailureKind::Crashed,
-                "ProtocolViolation",
-                format!("the worker said something that is not an answer: {problem}"),
-            ),
-            Some(KillCause::Closed) | None => end.clone(),
-        }
-    }
-
     fn cleaned(&self, mut failure: FunctionFailure) -> FunctionFailure {
         failure.message = self.program.paths.rewrite(&failure.message);
         failure.stack = self.program.paths.rewrite_stack(&failure.stack);
@@ -669,64 +449,4 @@ impl Driver {
 fn timed_out(after: Duration) -> Outcome {
     let message = format!("the handler did not answer within {} ms", after.as_millis());
     Outcome::Failed(FunctionFailure::new(FailureKind::TimedOut, "TimedOut", message))
-}
-
-impl Io {
-    fn new(pipes: Pipes, frame_bytes_max: usize) -> Option<Self> {
-        let (write, read) = pipes.protocol?;
-        let stream = |pipe, source| Stream { pipe, lines: LineBuffer::default(), source, open: true };
-        Some(Self {
-            write,
-            outbox: BytesMut::new(),
-            read,
-            inbox: BytesMut::with_capacity(8 << 10),
-            codec: FrameCodec::new(frame_bytes_max),
-            stdout: stream(pipes.stdout, LogSource::Stdout),
-            stderr: stream(pipes.stderr, LogSource::Stderr),
-            stderr_tail: BytesMut::new(),
-        })
-    }
-}
-
-impl Stream {
-    /// # Cancel safety
-    /// As `read_buf`: nothing is lost.
-    async fn read(&mut self) -> io::Result<usize> {
-        self.lines.buffer().reserve(READ_BYTES);
-        self.pipe.read_buf(self.lines.buffer()).await
-    }
-
-    fn note(&mut self, result: &io::Result<usize>) {
-        if !matches!(result, Ok(1..)) {
-            self.open = false;
-        }
-    }
-
-    /// Whether there was something to read without waiting.
-    fn read_now(&mut self) -> bool {
-        self.lines.buffer().reserve(READ_BYTES);
-        self.open && matches!(self.pipe.try_read_buf(self.lines.buffer()), Ok(1..))
-    }
-
-    fn next_line(&mut self, tail: &mut BytesMut) -> Option<String> {
-        let line = self.lines.next_line()?;
-        self.remember(&line, tail);
-        Some(line)
-    }
-
-    fn rest(&mut self, tail: &mut BytesMut) -> Option<String> {
-        let line = self.lines.rest()?;
-        self.remember(&line, tail);
-        Some(line)
-    }
-
-    fn remember(&self, line: &str, tail: &mut BytesMut) {
-        if self.source == LogSource::Stderr {
-            tail.extend_from_slice(line.as_bytes());
-            tail.extend_from_slice(b"\n");
-            if tail.len() > STDERR_TAIL_BYTES {
-                tail.advance(tail.len() - STDERR_TAIL_BYTES);
-            }
-        }
-    }
 }
