@@ -1,0 +1,217 @@
+//! One attempt: lease a worker → run → outcome, and its row in the history.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::time::Instant;
+
+use crate::model::{
+    EventId, FailureKind, Function, FunctionFailure, Invocation, InvocationId, Outcome, RawJson, Timings, TriggerType,
+};
+use crate::pool::{self, Lease};
+use crate::serving::Served;
+use crate::worker::StartError;
+
+use super::{Error, Invoker, Ran, runnable, verdict};
+
+/// A pool that closed, or a worker that died before it began, is asked again so often.
+const TRIES_MAX: u32 = 4;
+/// The answer leaves so long before the caller's deadline, so that it arrives.
+const ANSWER_MARGIN: Duration = Duration::from_millis(15);
+/// A function is not begun with less time than this.
+const RUN_MIN: Duration = Duration::from_millis(5);
+
+/// One attempt to run a function.
+pub struct Attempt<'a> {
+    pub served: Arc<Served>,
+    pub function: &'a Function,
+    pub event: RawJson,
+    pub number: u32,
+    pub event_id: Option<EventId>,
+    pub deadline: Option<Instant>,
+}
+
+impl Attempt<'_> {
+    /// Until the answer has to leave; `None`: as long as the function may.
+    fn time_left(&self) -> Option<Duration> {
+        self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now() + ANSWER_MARGIN))
+    }
+}
+
+impl Invoker {
+    /// Runs a function once, and records it. With `follow`, moves on to the active version if this one's pool closes meanwhile.
+    ///
+    /// # Errors
+    /// `AtCapacity` where the function has no `on_overload`; `Draining`; the store's.
+    pub async fn attempt(&self, attempt: Attempt<'_>, follow: bool) -> Result<Ran, Error> {
+        let record = Record::new(&attempt);
+        let mut served = Arc::clone(&attempt.served);
+        let mut function = attempt.function.clone();
+        let asked = Instant::now();
+        for _ in 0..TRIES_MAX {
+            match self.lease(&served, attempt.deadline, asked).await {
+                // To begin now would end in a timeout, and cost the worker.
+                Ok(_) if attempt.time_left().is_some_and(|left| left < RUN_MIN) => {
+                    return self.overloaded(&record, &function, &served, &pool::Error::TimedOut, asked);
+                }
+                Ok(lease) => {
+                    if let Some(ran) = self.run(lease, &record, &function, &served, &attempt, asked).await {
+                        return Ok(ran);
+                    }
+                }
+                Err(pool::Error::NotStarted(StartError::Init(failure))) => {
+                    return Ok(self.not_run(&record, &function, &served, failure, asked));
+                }
+                Err(pool::Error::NotStarted(err)) => return Err(Error::NoWorker(err.to_string())),
+                Err(err @ (pool::Error::QueueFull | pool::Error::TimedOut)) => {
+                    return self.overloaded(&record, &function, &served, &err, asked);
+                }
+                Err(pool::Error::Retired) if follow => {
+                    self.shared.serving.discard(&served);
+                    let app = &served.version.app;
+                    match runnable(self.shared.serving.active(app).await?, &function.trigger_type) {
+                        Ok(found) => (served, function) = found,
+                        Err(_) => return Err(Error::Draining),
+                    }
+                }
+                Err(pool::Error::Retired) => {
+                    self.shared.serving.discard(&served);
+                    let version = &served.version;
+                    served = self.shared.serving.version(&version.app, version.number).await?;
+                }
+            }
+        }
+        let message = "workers kept ending before they could begin this invocation";
+        let failure = FunctionFailure::new(FailureKind::Collateral, "WorkerStopped", message);
+        Ok(self.not_run(&record, &function, &served, failure, asked))
+    }
+
+    async fn lease(&self, served: &Served, deadline: Option<Instant>, asked: Instant) -> Result<Lease, pool::Error> {
+        let patience = asked + self.shared.settings.wait_max;
+        let deadline = deadline.map_or(patience, |deadline| patience.min(deadline));
+        served.pool.acquire(deadline).await
+    }
+
+    /// `None`: the worker ended before it began.
+    async fn run(
+        &self,
+        lease: Lease,
+        record: &Record,
+        function: &Function,
+        served: &Served,
+        attempt: &Attempt<'_>,
+        asked: Instant,
+    ) -> Option<Ran> {
+        let queue = asked.elapsed();
+        let cold = lease.cold();
+        let timeout = attempt.time_left().map_or(function.timeout, |left| function.timeout.min(left));
+        self.shared.history.started(record.row(served, None, cold.is_some(), Timings { queue, ..Timings::default() }));
+        let request = pool::Request {
+            trigger_type: function.trigger_type.clone(),
+            invocation: record.id,
+            attempt: attempt.number,
+            event: record.event.clone(),
+            timeout,
+        };
+        let reply = lease.run(request).await?;
+        let timings = Timings { queue, init: cold.unwrap_or_default(), run: reply.run };
+        let mut row = record.row(served, Some(reply.outcome.clone()), cold.is_some(), timings);
+        row.cpu_time = reply.usage.cpu_time;
+        row.peak_memory_bytes = reply.usage.peak_memory_bytes;
+        self.shared.history.finished(row);
+        Some(self.ran(record, function, served, reply.outcome, cold.is_some(), timings))
+    }
+
+    fn not_run(
+        &self,
+        record: &Record,
+        function: &Function,
+        served: &Served,
+        failure: FunctionFailure,
+        asked: Instant,
+    ) -> Ran {
+        let timings = Timings { queue: asked.elapsed(), ..Timings::default() };
+        let cold_start = failure.kind == FailureKind::InitFailed;
+        let outcome = Outcome::Failed(failure);
+        self.shared.history.finished(record.row(served, Some(outcome.clone()), cold_start, timings));
+        self.ran(record, function, served, outcome, cold_start, timings)
+    }
+
+    fn overloaded(
+        &self,
+        record: &Record,
+        function: &Function,
+        served: &Served,
+        err: &pool::Error,
+        asked: Instant,
+    ) -> Result<Ran, Error> {
+        if function.failure_policy.on_overload.is_none() {
+            return Err(Error::AtCapacity(err.to_string()));
+        }
+        let failure = FunctionFailure::new(FailureKind::Overloaded, "Overloaded", err.to_string());
+        Ok(self.not_run(record, function, served, failure, asked))
+    }
+
+    fn ran(
+        &self,
+        record: &Record,
+        function: &Function,
+        served: &Served,
+        outcome: Outcome,
+        cold_start: bool,
+        timings: Timings,
+    ) -> Ran {
+        let decision = verdict::decide(&function.failure_policy, outcome);
+        Ran {
+            invocation_id: record.id,
+            version: served.version.number,
+            outcome: decision.outcome,
+            verdict: decision.verdict,
+            decided_by: decision.decided_by,
+            cold_start,
+            timings,
+        }
+    }
+}
+
+/// What stays the same over an invocation's tries.
+struct Record {
+    id: InvocationId,
+    trigger_type: TriggerType,
+    attempt: u32,
+    event_id: Option<EventId>,
+    event: RawJson,
+    created_at: SystemTime,
+}
+
+impl Record {
+    fn new(attempt: &Attempt<'_>) -> Self {
+        Self {
+            id: InvocationId::new(),
+            trigger_type: attempt.function.trigger_type.clone(),
+            attempt: attempt.number,
+            event_id: attempt.event_id,
+            event: attempt.event.clone(),
+            created_at: SystemTime::now(),
+        }
+    }
+
+    fn row(&self, served: &Served, outcome: Option<Outcome>, cold_start: bool, timings: Timings) -> Invocation {
+        Invocation {
+            id: self.id,
+            app: served.version.app.clone(),
+            trigger_type: self.trigger_type.clone(),
+            version: served.version.number,
+            attempt: self.attempt,
+            event_id: self.event_id,
+            event: self.event.clone(),
+            created_at: self.created_at,
+            finished_at: outcome.is_some().then(SystemTime::now),
+            outcome,
+            cold_start,
+            timings,
+            cpu_time: Duration::ZERO,
+            peak_memory_bytes: 0,
+        }
+    }
+}
