@@ -61,7 +61,7 @@ pub enum Event {
         memory_bytes: Option<u64>,
     },
     MemoryFreed,
-    /// Another pool needs memory.
+    /// Callers of another pool need the memory of the [`State::spare`] worker.
     MemoryPressure,
     Tick,
     /// Take no more leases, finish what runs, end.
@@ -142,6 +142,8 @@ pub struct State {
     /// Workers that died idle since the last completed job, and until when none is started to keep `workers_min`.
     idle_deaths: u32,
     quiet_until: Option<Instant>,
+    /// There was no memory; until there may be, only callers are worth asking for it.
+    short: bool,
     retired: bool,
 }
 
@@ -156,6 +158,7 @@ impl State {
             failed: None,
             idle_deaths: 0,
             quiet_until: None,
+            short: false,
             retired: false,
         }
     }
@@ -170,16 +173,20 @@ impl State {
             Event::NoMemory { worker } => {
                 self.workers.remove(&worker);
                 self.forget_due();
+                self.short = true;
                 return actions; // Asking again at once would only fail again; `MemoryFreed` comes.
             }
             Event::Ended { worker } => self.ended(worker, now, &mut actions),
             Event::Released { worker, lease, memory_bytes } => {
                 self.released(worker, lease, memory_bytes, now, &mut actions);
             }
-            Event::MemoryPressure => self.give_way(&mut actions),
+            Event::MemoryPressure => {
+                self.give_way(&mut actions);
+                return actions; // What it gave up it does not ask for in the same breath.
+            }
             Event::Tick => self.tick(now, &mut actions),
             Event::Retire => self.retire(&mut actions),
-            Event::MemoryFreed => {}
+            Event::MemoryFreed => self.short = false,
         }
         self.grow(now, &mut actions);
         actions
@@ -198,9 +205,20 @@ impl State {
         counts
     }
 
-    /// The waiters that a `Start` was for keep waiting only if memory can come back.
+    /// Whether memory that comes back may help somebody here.
     pub fn wants_memory(&self) -> bool {
         !self.waiters.is_empty() && self.live() < self.policy.workers_max
+    }
+
+    /// Workers that callers wait for and that do not start yet.
+    pub fn lacking(&self) -> usize {
+        self.waiters.len().div_ceil(self.policy.concurrency as usize).saturating_sub(self.starting())
+    }
+
+    /// The worker that gives way to other pools' callers, and whether it is one of `workers_min`.
+    pub fn spare(&self) -> Option<(WorkerId, bool)> {
+        let (_, oldest) = self.idle().first().copied().filter(|_| self.waiters.is_empty())?;
+        Some((oldest, self.live() <= self.policy.workers_min))
     }
 
     fn live(&self) -> usize {
@@ -370,6 +388,7 @@ impl State {
     }
 
     fn tick(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        self.short = false;
         for (since, id) in self.idle() {
             if now.duration_since(since) > self.policy.idle_ttl && self.live() > self.policy.workers_min {
                 self.retire_worker(id, actions);
@@ -380,11 +399,8 @@ impl State {
     }
 
     fn give_way(&mut self, actions: &mut Vec<Action>) {
-        if self.waiters.is_empty()
-            && self.live() > self.policy.workers_min
-            && let Some((_, oldest)) = self.idle().first().copied()
-        {
-            self.retire_worker(oldest, actions);
+        if let Some((spare, _)) = self.spare() {
+            self.retire_worker(spare, actions);
         }
     }
 
@@ -410,7 +426,7 @@ impl State {
         }
         let per_worker = self.policy.concurrency as usize;
         let wanted = self.waiters.len().div_ceil(per_worker);
-        let quiet = self.quiet_until.is_some_and(|until| now < until);
+        let quiet = self.short || self.quiet_until.is_some_and(|until| now < until);
         let workers_min = if quiet { 0 } else { self.policy.workers_min };
         while self.live() < self.policy.workers_max && (self.starting() < wanted || self.live() < workers_min) {
             self.start_one(actions);

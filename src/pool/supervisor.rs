@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use crate::worker::{self, Program, StartError, Worker};
 
 use super::Figures;
-use super::budget::{MemoryBudget, Reservation};
+use super::budget::{Account, MemoryBudget, Purpose, Reservation};
 use super::lease::{Lease, Released};
 use super::state::{Action, Event, LeaseId, Policy, Refusal, State, WaiterId, WorkerId};
 
@@ -46,7 +46,6 @@ struct Running {
 pub(super) struct Supervisor {
     workers: Arc<worker::Config>,
     program: Arc<Program>,
-    budget: MemoryBudget,
     state: State,
     commands: mpsc::Receiver<Command>,
     waiting: HashMap<WaiterId, oneshot::Sender<Result<Lease, Refusal>>>,
@@ -58,8 +57,11 @@ pub(super) struct Supervisor {
     /// One per worker, from its start until nothing of it is left.
     tasks: JoinSet<()>,
     workers_by_task: HashMap<tokio::task::Id, WorkerId>,
+    /// Each returns when its worker's task has ended: not before the process is gone.
+    reservations: HashMap<WorkerId, Reservation>,
+    account: Account,
     freed: watch::Receiver<u64>,
-    pressure: watch::Receiver<u64>,
+    short: watch::Receiver<u64>,
     kill: CancellationToken,
     retired: bool,
     killed: bool,
@@ -79,11 +81,10 @@ impl Supervisor {
         // A place for each lease that can be out, workers being replaced included.
         let leases_max = (policy.workers_max + 1) * 2 * policy.concurrency as usize;
         let (released_sender, released) = mpsc::channel(leases_max);
-        let (freed, pressure) = (budget.freed(), budget.pressure());
+        let (account, freed, short) = (budget.account(), budget.freed(), budget.short());
         Self {
             workers,
             program,
-            budget,
             state: State::new(policy),
             commands,
             waiting: HashMap::new(),
@@ -94,8 +95,10 @@ impl Supervisor {
             released,
             tasks: JoinSet::new(),
             workers_by_task: HashMap::new(),
+            reservations: HashMap::new(),
+            account,
             freed,
-            pressure,
+            short,
             kill,
             retired: false,
             killed: false,
@@ -113,6 +116,7 @@ impl Supervisor {
             if let Some(event) = event {
                 self.decide(event);
             }
+            self.give_way();
         }
         self.commands.close();
         while let Some(command) = self.commands.recv().await {
@@ -125,8 +129,9 @@ impl Supervisor {
     /// `None` where the message asked for no decision.
     async fn next_event(&mut self, tick: &mut tokio::time::Interval) -> Option<Event> {
         tokio::select! {
-            biased; // Its end first. Then leases that come back first: they may serve those who ask.
+            biased; // Its end first, and ticks, which are rare. Then leases that come back: they may serve those who ask.
             () = self.kill.cancelled(), if !self.killed => self.command(Some(Command::Kill)),
+            _ = tick.tick() => Some(Event::Tick),
             Some(released) = self.released.recv() => Some(Event::Released {
                 worker: released.worker,
                 lease: released.lease,
@@ -136,8 +141,7 @@ impl Supervisor {
             Some(ended) = self.tasks.join_next_with_id() => self.ended(ended),
             command = self.commands.recv(), if !self.commands.is_closed() || !self.retired => self.command(command),
             Ok(()) = self.freed.changed(), if self.state.wants_memory() => Some(Event::MemoryFreed),
-            Ok(()) = self.pressure.changed() => Some(Event::MemoryPressure),
-            _ = tick.tick() => Some(Event::Tick),
+            Ok(()) = self.short.changed() => None, // The loop looks each time whether it has to give way.
         }
     }
 
@@ -165,6 +169,7 @@ impl Supervisor {
                 for running in self.running.values() {
                     running.worker.kill();
                 }
+                self.reservations.values_mut().for_each(Reservation::leave);
                 Some(Event::Retire)
             }
         }
@@ -205,25 +210,45 @@ impl Supervisor {
         };
         let worker = self.workers_by_task.remove(&task)?;
         self.running.remove(&worker);
+        self.reservations.remove(&worker);
         Some(Event::Ended { worker })
     }
 
     fn decide(&mut self, event: Event) {
+        let mut refused = 0;
         let mut events = vec![event];
         while let Some(event) = events.pop() {
             for action in self.state.handle(event, std::time::Instant::now()) {
-                events.extend(self.perform(action));
+                if let Some(no_memory) = self.perform(action) {
+                    refused += 1;
+                    events.push(no_memory);
+                }
             }
+        }
+        let lacking = self.state.lacking().min(refused) as u64;
+        self.account.lack(lacking, self.program.limits.memory_bytes, std::time::Instant::now());
+    }
+
+    /// Ends idle workers while callers of other pools lack their memory.
+    fn give_way(&mut self) {
+        while let Some((worker, kept)) = self.state.spare()
+            && let Some(reservation) = self.reservations.get_mut(&worker)
+            && reservation.give_way(kept, std::time::Instant::now())
+        {
+            self.decide(Event::MemoryPressure);
         }
     }
 
     /// What could not be performed is news again.
     fn perform(&mut self, action: Action) -> Option<Event> {
         match action {
-            Action::Start { worker } => match self.budget.reserve(self.program.limits.memory_bytes) {
-                Some(reservation) => self.start(worker, reservation),
-                None => return Some(Event::NoMemory { worker }),
-            },
+            Action::Start { worker } => {
+                let purpose = if self.state.counts().waiting > 0 { Purpose::Call } else { Purpose::Spare };
+                match self.account.reserve(self.program.limits.memory_bytes, purpose) {
+                    Some(reservation) => self.start(worker, reservation),
+                    None => return Some(Event::NoMemory { worker }),
+                }
+            }
             Action::Grant { waiter, worker, lease, cold } => self.grant(waiter, worker, lease, cold),
             Action::Refuse { waiter, refusal } => {
                 if let Some(reply) = self.waiting.remove(&waiter) {
@@ -234,6 +259,9 @@ impl Supervisor {
                 if let Some(running) = self.running.get(&worker) {
                     running.worker.stop();
                 }
+                if let Some(reservation) = self.reservations.get_mut(&worker) {
+                    reservation.leave();
+                }
             }
         }
         None
@@ -243,11 +271,9 @@ impl Supervisor {
         let config = Arc::clone(&self.workers);
         let program = Arc::clone(&self.program);
         let news = self.news_sender.clone();
-        let task = self.tasks.spawn(async move {
-            live(config, program, news, id).await;
-            drop(reservation); // Not before the process is gone.
-        });
+        let task = self.tasks.spawn(live(config, program, news, id));
         self.workers_by_task.insert(task.id(), id);
+        self.reservations.insert(id, reservation);
     }
 
     fn grant(&mut self, waiter: WaiterId, worker: WorkerId, lease: LeaseId, cold: bool) {

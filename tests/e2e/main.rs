@@ -17,6 +17,7 @@ mod install_failures;
 mod invoke;
 mod lockfile;
 mod logs;
+mod memory;
 mod orphans;
 mod pool;
 mod publish;

@@ -217,9 +217,39 @@ fn without_memory_the_waiters_wait_and_others_are_asked_to_give_way() {
     assert!(pool.state.wants_memory());
     assert_eq!(pool.on(Event::MemoryFreed), [start(2)]);
     pool.ready(2);
-    assert_eq!(pool.on(Event::MemoryPressure), [], "it is busy");
+    assert_eq!(pool.state.spare(), None, "it is busy");
+    assert_eq!(pool.on(Event::MemoryPressure), []);
     pool.release(2, 1);
+    assert_eq!(pool.state.spare(), Some((WorkerId(2), false)));
     assert_eq!(pool.on(Event::MemoryPressure), [stop(2)]);
+}
+
+#[test]
+fn pressure_starts_nothing_and_takes_nothing_from_those_who_wait() {
+    let mut pool = Pool::new(policy());
+    pool.acquire(1);
+    pool.on(Event::NoMemory { worker: WorkerId(1) });
+    assert_eq!(pool.state.lacking(), 1);
+    assert_eq!(pool.on(Event::MemoryPressure), []);
+    assert_eq!(pool.state.counts(), Counts { waiting: 1, ..Counts::default() });
+    let mut pool = Pool::new(Policy { workers_min: 2, ..policy() });
+    pool.later(0);
+    pool.ready(1);
+    pool.ready(2);
+    assert_eq!(pool.state.spare(), Some((WorkerId(1), true)), "the last resort");
+    assert_eq!(pool.on(Event::MemoryPressure), [stop(1)], "and none in its place");
+}
+
+#[test]
+fn workers_min_beyond_the_memory_are_asked_for_once_a_tick() {
+    let mut pool = Pool::new(Policy { workers_min: 2, ..policy() });
+    assert_eq!(pool.later(0), [start(1), start(2)]);
+    pool.on(Event::NoMemory { worker: WorkerId(2) });
+    pool.ready(1);
+    assert_eq!((pool.state.wants_memory(), pool.state.lacking()), (false, 0));
+    assert_eq!(pool.acquire(1), [grant(1, 1, 1, false)]);
+    assert_eq!(pool.release(1, 1), []);
+    assert_eq!(pool.later(1), [start(3)]);
 }
 
 #[test]
