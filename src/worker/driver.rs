@@ -248,7 +248,9 @@ impl Driver {
                 Ok(written) => self.io.outbox.advance(written),
                 Err(err) if err.kind() == io::ErrorKind::WouldBlock => return true,
                 Err(_) => {
-                    self.io.outbox.clear(); // It is dying; its exit says how.
+                    self.io.outbox.clear();
+                    // It is dying, or it has closed its end and would hear of nothing any more, not even that it is to shut down.
+                    self.kill(KillCause::Closed);
                     return false;
                 }
             }

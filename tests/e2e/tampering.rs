@@ -74,6 +74,29 @@ async fn garbage_on_the_protocols_descriptor_crashes_its_own_worker_alone() {
 }
 
 #[tokio::test]
+async fn a_worker_that_hears_nothing_any_more_goes_with_its_memory() {
+    // Room for two: a worker that leaked would be missed.
+    let server = TestServer::with(&[&format!("memory_budget_bytes={}", 600 << 20), "wait_max=20s"]).await;
+    let source = "export const handleEvent = (event) => {
+        if (event.username === 'deaf') require('fs').closeSync(3);
+        return process.pid;
+    }";
+    let app = server.deploy_function("demo", LOGIN, source).await;
+    for _ in 0..3 {
+        let deaf = app.login("deaf").await.json();
+        let next = app.login("jane").await.json();
+        assert_ne!(next, deaf, "it is run elsewhere");
+        let gone = async || !server.worker_processes().iter().any(|pid| json!(pid) == deaf);
+        wait_until("it is gone", gone).await;
+        wait_until("one is left", async || {
+            app.pool().await.worker_pids.iter().map(|pid| json!(pid)).eq([next.clone()])
+        })
+        .await;
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn globals_that_a_function_replaced_do_not_reach_later_answers() {
     let server = TestServer::start().await;
     let source = "export const handleEvent = (event) => {
