@@ -17,7 +17,7 @@ use super::{Error, Invoker, Ran, runnable, verdict};
 /// A pool that closed, or a worker that died before it began, is asked again so often.
 const TRIES_MAX: u32 = 4;
 /// The answer leaves so long before the caller's deadline, so that it arrives.
-const ANSWER_MARGIN: Duration = Duration::from_millis(15);
+pub(super) const ANSWER_MARGIN: Duration = Duration::from_millis(15);
 /// A function is not begun with less time than this.
 const RUN_MIN: Duration = Duration::from_millis(5);
 
@@ -88,8 +88,9 @@ impl Invoker {
 
     async fn lease(&self, served: &Served, deadline: Option<Instant>, asked: Instant) -> Result<Lease, pool::Error> {
         let patience = asked + self.shared.settings.wait_max;
-        let deadline = deadline.map_or(patience, |deadline| patience.min(deadline));
-        served.pool.acquire(deadline).await
+        // Whoever gets none has to hear that, too, and whoever gets one has to have time for it.
+        let latest = deadline.map(|deadline| deadline.checked_sub(ANSWER_MARGIN + RUN_MIN).unwrap_or(asked));
+        served.pool.acquire(latest.map_or(patience, |latest| patience.min(latest))).await
     }
 
     /// `None`: the worker ended before it began.

@@ -132,6 +132,13 @@ async fn as_many_may_wait_as_allowed_and_no_more() {
     server.stop().await;
 }
 
+/// A call with a deadline.
+async fn hurried(server: &TestServer, app: &TestApp, millis: u64) -> Result<proto::InvokeResponse, tonic::Status> {
+    let mut request = tonic::Request::new(app.call(LOGIN, r#"{"username":"jane"}"#));
+    request.set_timeout(Duration::from_millis(millis));
+    server.invocations().invoke(request).await.map(tonic::Response::into_inner)
+}
+
 #[tokio::test]
 async fn a_wait_ends_at_the_callers_deadline_or_at_wait_max() {
     let server = TestServer::with(&["wait_max=300ms"]).await;
@@ -142,10 +149,13 @@ async fn a_wait_ends_at_the_callers_deadline_or_at_wait_max() {
     let refused = app.invoke(LOGIN, r#"{"username":"jane"}"#).await.expect_err("no worker in time");
     assert_eq!(refused.message(), "no worker was free in time");
     assert_eq!(reason(&refused), (Code::ResourceExhausted, "AT_CAPACITY".to_owned()));
-    let mut request = tonic::Request::new(app.call(LOGIN, r#"{"username":"jane"}"#));
-    request.set_timeout(Duration::from_millis(100));
-    let refused = server.invocations().invoke(request).await.expect_err("no worker in time");
-    assert!([Code::ResourceExhausted, Code::DeadlineExceeded, Code::Cancelled].contains(&refused.code()), "{refused}");
+    // An answer that leaves 15 ms before the deadline may be late on a busy machine, now and then.
+    wait_until("one with a deadline is told why", async || {
+        let refused = hurried(&server, &app, 100).await.expect_err("no worker in time");
+        refused.get_error_details().retry_info().is_some()
+            && reason(&refused) == (Code::ResourceExhausted, "AT_CAPACITY".to_owned())
+    })
+    .await;
     wait_until("nobody waits any more", async || app.pool().await.waiting == 0).await;
     gate.open();
     running.join_all().await;
@@ -172,6 +182,30 @@ async fn overload_is_decided_by_the_functions_policy_where_it_has_one() {
         running.join_all().await;
         gate.close();
     }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_caller_with_a_deadline_gets_the_overload_verdict_before_it() {
+    let server = TestServer::start().await;
+    let gate = Gate::new();
+    let policy = proto::FailurePolicy {
+        on_overload: proto::FailureAction::Allow.into(),
+        default_json: br#"{"queued":true}"#.to_vec().into(),
+        ..Default::default()
+    };
+    let app = gate.function("demo").policy(policy).limits(one_worker).on(&server).await;
+    let running = hold(&app, 1);
+    until_busy(&app, 1).await;
+    wait_until("it is allowed in time", async || {
+        let Ok(answer) = hurried(&server, &app, 300).await else { return false };
+        assert_eq!((answer.verdict(), answer.decided_by()), (proto::Verdict::Allow, proto::DecidedBy::Policy));
+        assert_eq!(answer.json(), json!({ "queued": true }));
+        true
+    })
+    .await;
+    gate.open();
+    running.join_all().await;
     server.stop().await;
 }
 
