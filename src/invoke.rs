@@ -19,7 +19,7 @@ use crate::model::{
     Verdict, VersionNumber,
 };
 use crate::serving::{self, Served, Serving};
-use crate::store::{self, NewEvent, Store};
+use crate::store::{self, Enqueued, NewEvent, Store};
 
 pub use attempt::Attempt;
 
@@ -83,6 +83,9 @@ pub struct Ran {
     pub decided_by: DecidedBy,
     pub cold_start: bool,
     pub timings: Timings,
+    /// The function came to this end by itself, with all the time it may have. Else the same call may well end otherwise: there was no
+    /// worker, it did not initialize, another invocation or the caller's own deadline cut the run short.
+    pub settled: bool,
 }
 
 /// The caller's mistake, or our own failure; a tenant's failure is an [`Outcome`].
@@ -173,33 +176,33 @@ impl Invoker {
         let event = self.check_event(trigger, &call.event)?;
         check_key("idempotency_key", call.idempotency_key.as_deref())?;
         check_key("ordering_key", call.ordering_key.as_deref())?;
-        let served = match call.version {
-            Some(number) => Some(shared.serving.version(&call.app, number).await?),
-            None => shared.serving.active(&call.app).await?,
-        };
-        let (served, function) = match runnable(served, &trigger.trigger_type) {
+        if !trigger.blocking {
+            return self.queue(call, &trigger.trigger_type, event).await;
+        }
+        let Some(key) = call.idempotency_key.clone() else { return self.run_now(&call, trigger, event).await };
+        let key = idempotency::Key { app: call.app.clone(), trigger_type: trigger.trigger_type.clone(), key };
+        let window = shared.settings.idempotency_window;
+        // Before anything else is looked up: a known key is answered although its function may be gone.
+        shared.in_flight.once(key, &shared.store, window, call.deadline, || self.run_now(&call, trigger, event)).await
+    }
+
+    async fn run_now(&self, call: &Call, trigger: &Trigger, event: RawJson) -> Result<Answer, Error> {
+        let (served, function) = match self.resolve(call, &trigger.trigger_type).await? {
             Ok(found) => found,
             Err((reason, version)) => return Ok(Answer::Skipped { reason, version }),
         };
-        if !trigger.blocking {
-            return self.enqueue(call, &served, &function, event).await;
-        }
-        let trigger_type = &trigger.trigger_type;
-        let run = || async {
-            let deadline = call.deadline;
-            let attempt = Attempt { served, function: &function, event, number: 1, event_id: None, deadline };
-            self.attempt(attempt, call.version.is_none()).await
+        let deadline = call.deadline;
+        let attempt = Attempt { served, function: &function, event, number: 1, event_id: None, deadline };
+        self.attempt(attempt, call.version.is_none()).await.map(Answer::Ran)
+    }
+
+    async fn resolve(&self, call: &Call, trigger_type: &TriggerType) -> Result<Runnable, Error> {
+        let serving = &self.shared.serving;
+        let served = match call.version {
+            Some(number) => Some(serving.version(&call.app, number).await?),
+            None => serving.active(&call.app).await?,
         };
-        let ran = match &call.idempotency_key {
-            None => run().await?,
-            Some(key) => {
-                let key =
-                    idempotency::Key { app: call.app.clone(), trigger_type: trigger_type.clone(), key: key.clone() };
-                let window = shared.settings.idempotency_window;
-                shared.in_flight.once(key, &shared.store, window, call.deadline, run).await?
-            }
-        };
-        Ok(Answer::Ran(ran))
+        Ok(runnable(served, trigger_type))
     }
 
     fn trigger(&self, spelling: &str) -> Result<&Trigger, Error> {
@@ -224,12 +227,32 @@ impl Invoker {
         Ok(RawJson::trusted(text))
     }
 
-    async fn enqueue(&self, call: Call, served: &Served, function: &Function, event: RawJson) -> Result<Answer, Error> {
+    async fn queue(&self, call: Call, trigger_type: &TriggerType, event: RawJson) -> Result<Answer, Error> {
+        let refused = match self.resolve(&call, trigger_type).await {
+            Ok(Ok((served, _))) => return self.enqueue(call, served.version.number, trigger_type, event).await,
+            Ok(Err((reason, version))) => Ok(Answer::Skipped { reason, version }),
+            Err(err) => Err(err),
+        };
+        if let Some(key) = &call.idempotency_key
+            && let Some(first) = self.shared.store.enqueued(&call.app, trigger_type, key).await?
+        {
+            return Ok(first.into()); // As with a blocking trigger: what was accepted stays accepted.
+        }
+        refused
+    }
+
+    async fn enqueue(
+        &self,
+        call: Call,
+        version: VersionNumber,
+        trigger_type: &TriggerType,
+        event: RawJson,
+    ) -> Result<Answer, Error> {
         let now = SystemTime::now();
         let queued = self.shared.store.enqueue(NewEvent {
             app: call.app,
-            trigger_type: function.trigger_type.clone(),
-            version: served.version.number,
+            trigger_type: trigger_type.clone(),
+            version,
             payload: event,
             ordering_key: call.ordering_key,
             idempotency_key: call.idempotency_key,
@@ -238,15 +261,21 @@ impl Invoker {
         });
         let queued = queued.await?;
         self.shared.enqueued.notify_one();
-        Ok(Answer::Accepted { event_id: queued.event_id, version: queued.version, duplicate: queued.duplicate })
+        Ok(queued.into())
     }
 }
 
+impl From<Enqueued> for Answer {
+    fn from(queued: Enqueued) -> Self {
+        Self::Accepted { event_id: queued.event_id, version: queued.version, duplicate: queued.duplicate }
+    }
+}
+
+/// A function of a version, or why there is none.
+type Runnable = Result<(Arc<Served>, Function), (SkipReason, Option<VersionNumber>)>;
+
 /// The enabled function for a trigger type, or why there is none.
-pub fn runnable(
-    served: Option<Arc<Served>>,
-    trigger_type: &TriggerType,
-) -> Result<(Arc<Served>, Function), (SkipReason, Option<VersionNumber>)> {
+pub fn runnable(served: Option<Arc<Served>>, trigger_type: &TriggerType) -> Runnable {
     let served = served.ok_or((SkipReason::NoActiveVersion, None))?;
     let number = Some(served.version.number);
     match served.version.function(trigger_type).cloned() {

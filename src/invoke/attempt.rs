@@ -120,7 +120,13 @@ impl Invoker {
         row.cpu_time = reply.usage.cpu_time;
         row.peak_memory_bytes = reply.usage.peak_memory_bytes;
         self.shared.history.finished(row);
-        Some(self.ran(record, function, served, reply.outcome, cold.is_some(), timings))
+        let settled = match &reply.outcome {
+            Outcome::Failed(failure) if failure.kind == FailureKind::TimedOut => timeout == function.timeout,
+            Outcome::Failed(failure) => !failure.kind.is_retryable(),
+            Outcome::Result(_) | Outcome::Denied(_) => true,
+        };
+        let ran = self.ran(record, function, served, reply.outcome, cold.is_some(), timings);
+        Some(Ran { settled, ..ran })
     }
 
     fn not_run(
@@ -171,6 +177,7 @@ impl Invoker {
             decided_by: decision.decided_by,
             cold_start,
             timings,
+            settled: false,
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::future::Future;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
@@ -15,7 +15,10 @@ use crate::model::{
 use crate::store::Store;
 
 use super::attempt::ANSWER_MARGIN;
-use super::{Error, Ran};
+use super::{Answer, Error, Ran};
+
+/// That wait for the first one under a key.
+const FOLLOWERS_MAX: usize = 1000;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Key {
@@ -24,29 +27,59 @@ pub(super) struct Key {
     pub key: String,
 }
 
-type Shared = Option<Result<Ran, Error>>;
+type Ended = Result<Answer, Error>;
 
 /// Calls that run now, by their keys.
 #[derive(Default)]
 pub(super) struct InFlight {
-    running: Mutex<HashMap<Key, watch::Receiver<Shared>>>,
+    running: Mutex<HashMap<Key, Running>>,
+}
+
+/// The first call under a key.
+#[derive(Clone)]
+struct Running {
+    result: Arc<watch::Sender<Option<Ended>>>,
+    deadline: Option<Instant>,
 }
 
 /// Takes the key out again, also when the task that runs is dropped.
 struct Entry<'a> {
     in_flight: &'a InFlight,
     key: Key,
-    result: watch::Sender<Shared>,
+    /// Taken when it ends.
+    running: Option<Running>,
+}
+
+impl Entry<'_> {
+    /// The key first: whoever is told can begin anew at once.
+    fn end(mut self, result: Ended) {
+        self.in_flight.running().remove(&self.key);
+        if let Some(running) = self.running.take() {
+            running.result.send_replace(Some(result));
+        }
+    }
 }
 
 impl Drop for Entry<'_> {
     fn drop(&mut self) {
-        self.in_flight.running().remove(&self.key);
+        if self.running.is_some() {
+            self.in_flight.running().remove(&self.key);
+        }
     }
 }
 
+enum Place<'a> {
+    First(Entry<'a>),
+    Follower {
+        first: watch::Receiver<Option<Ended>>,
+        /// It can wait longer than the first one.
+        outlasts: bool,
+    },
+    Full,
+}
+
 impl InFlight {
-    fn running(&self) -> std::sync::MutexGuard<'_, HashMap<Key, watch::Receiver<Shared>>> {
+    fn running(&self) -> std::sync::MutexGuard<'_, HashMap<Key, Running>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -58,32 +91,57 @@ impl InFlight {
         window: Duration,
         deadline: Option<Instant>,
         run: F,
-    ) -> Result<Ran, Error>
+    ) -> Ended
     where
         F: FnOnce() -> R,
-        R: Future<Output = Result<Ran, Error>>,
+        R: Future<Output = Ended>,
     {
-        let entry = match self.enter(key) {
-            Ok(entry) => entry,
-            Err(first) => return wait_for(first, deadline).await,
-        };
-        let result = recorded_or_run(&entry.key, store, window, run).await;
-        entry.result.send_replace(Some(result.clone()));
-        result
+        loop {
+            match self.enter(&key, deadline) {
+                Place::First(entry) => {
+                    let result = recorded_or_run(&key, store, window, run).await;
+                    entry.end(result.clone());
+                    return result;
+                }
+                Place::Follower { first, outlasts } => {
+                    let result = wait_for(first, deadline).await;
+                    // What the first one had no time for is not what this one asked. Each round is led by somebody with more time.
+                    if !outlasts || is_settled(&result) {
+                        return result;
+                    }
+                }
+                Place::Full => {
+                    let message = "too many calls wait for the first one with this idempotency_key";
+                    return Err(Error::AtCapacity(message.to_owned()));
+                }
+            }
+        }
     }
 
-    fn enter(&self, key: Key) -> Result<Entry<'_>, watch::Receiver<Shared>> {
+    fn enter(&self, key: &Key, deadline: Option<Instant>) -> Place<'_> {
         let mut running = self.running();
-        if let Some(first) = running.get(&key) {
-            return Err(first.clone());
+        if let Some(Running { result, deadline: firsts }) = running.get(key) {
+            if result.receiver_count() >= FOLLOWERS_MAX {
+                return Place::Full;
+            }
+            let outlasts = firsts.is_some_and(|firsts| deadline.is_none_or(|deadline| deadline > firsts));
+            return Place::Follower { first: result.subscribe(), outlasts };
         }
-        let (result, receiver) = watch::channel(None);
-        running.insert(key.clone(), receiver);
-        Ok(Entry { in_flight: self, key, result })
+        let first = Running { result: Arc::new(watch::Sender::new(None)), deadline };
+        running.insert(key.clone(), first.clone());
+        Place::First(Entry { in_flight: self, key: key.clone(), running: Some(first) })
     }
 }
 
-async fn wait_for(mut first: watch::Receiver<Shared>, deadline: Option<Instant>) -> Result<Ran, Error> {
+fn is_settled(result: &Ended) -> bool {
+    match result {
+        Ok(Answer::Ran(ran)) => ran.settled,
+        Ok(Answer::Accepted { .. } | Answer::Skipped { .. }) => true,
+        Err(err) => !matches!(err, Error::AtCapacity(_)),
+    }
+}
+
+async fn wait_for(mut first: watch::Receiver<Option<Ended>>, deadline: Option<Instant>) -> Ended {
     let finished = async {
         let result = first.wait_for(Option::is_some).await.map_err(|_| Error::Internal)?;
         result.clone().unwrap_or(Err(Error::Internal))
@@ -99,27 +157,28 @@ async fn wait_for(mut first: watch::Receiver<Shared>, deadline: Option<Instant>)
     }
 }
 
-async fn recorded_or_run<F, R>(key: &Key, store: &Store, window: Duration, run: F) -> Result<Ran, Error>
+async fn recorded_or_run<F, R>(key: &Key, store: &Store, window: Duration, run: F) -> Ended
 where
     F: FnOnce() -> R,
-    R: Future<Output = Result<Ran, Error>>,
+    R: Future<Output = Ended>,
 {
     let now = SystemTime::now();
     let since = now.checked_sub(window).unwrap_or(SystemTime::UNIX_EPOCH);
     if let Some(text) = store.recorded_reply(&key.app, &key.trigger_type, &key.key, since).await? {
         match serde_json::from_str::<Recorded>(&text).map(Ran::try_from) {
-            Ok(Ok(ran)) => return Ok(ran),
+            Ok(Ok(ran)) => return Ok(Answer::Ran(ran)),
             _ => tracing::error!(app = %key.app, "a recorded reply does not decode; the function runs again"),
         }
     }
-    let ran = run().await?;
-    let retryable = matches!(&ran.outcome, Outcome::Failed(failure) if failure.kind.is_retryable());
-    if !retryable {
+    let answer = run().await?;
+    if let Answer::Ran(ran) = &answer
+        && ran.settled
+    {
         // Before the answer leaves: whoever saw it can rely on it.
-        let text = serde_json::to_string(&Recorded::from(&ran)).expect("plain data serializes");
+        let text = serde_json::to_string(&Recorded::from(ran)).expect("plain data serializes");
         store.record_reply(&key.app, &key.trigger_type, &key.key, &text, now, since).await?;
     }
-    Ok(ran)
+    Ok(answer)
 }
 
 /// [`Ran`], as it is stored.
@@ -183,6 +242,31 @@ impl TryFrom<Recorded> for Ran {
             decided_by: recorded.decided_by,
             cold_start: recorded.cold_start,
             timings: recorded.timings,
+            settled: true,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_leads_and_a_bounded_number_follows() {
+        let in_flight = InFlight::default();
+        let (app, trigger_type) = ("shop".parse().expect("an id"), TriggerType::stored("UserReadMessage".to_owned()));
+        let key = Key { app, trigger_type, key: "k".to_owned() };
+        let soon = Instant::now() + Duration::from_secs(1);
+        let Place::First(first) = in_flight.enter(&key, Some(soon)) else { panic!("nobody is there") };
+        let followers: Vec<_> = (0..FOLLOWERS_MAX).map(|_| in_flight.enter(&key, None)).collect();
+        assert!(followers.iter().all(|place| matches!(place, Place::Follower { outlasts: true, .. })));
+        assert!(matches!(in_flight.enter(&key, None), Place::Full));
+        drop(followers);
+        assert!(matches!(in_flight.enter(&key, Some(soon)), Place::Follower { outlasts: false, .. }));
+        first.end(Err(Error::Draining));
+        let Place::First(next) = in_flight.enter(&key, None) else { panic!("it has ended") };
+        assert!(matches!(in_flight.enter(&key, None), Place::Follower { outlasts: false, .. }));
+        drop(next);
+        assert!(in_flight.running().is_empty());
     }
 }

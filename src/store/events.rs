@@ -114,6 +114,22 @@ impl Store {
         answer.await.map_err(|_| Error::Closed)?
     }
 
+    /// The event that was queued under an idempotency key.
+    pub async fn enqueued(
+        &self,
+        app: &AppId,
+        trigger: &TriggerType,
+        idempotency_key: &str,
+    ) -> Result<Option<Enqueued>, Error> {
+        let sql = "SELECT id, version FROM events WHERE app_id = $1 AND trigger_type = $2 AND idempotency_key = $3";
+        let query = sqlx::query(sql).bind(app.as_str()).bind(trigger.as_str()).bind(idempotency_key);
+        let row = query.fetch_optional(self.read()).await.map_err(during("look an idempotency key up"))?;
+        row.map(|row| {
+            Ok(Enqueued { event_id: get_parsed(&row, "id")?, version: get_version(&row, "version")?, duplicate: true })
+        })
+        .transpose()
+    }
+
     /// Claims up to `limit` events that are due, and those whose claim has expired, until `claim_until`. They come in the
     /// order of their arrival. A row that does not decode becomes a dead letter: it must not keep the others from running.
     pub async fn claim(
