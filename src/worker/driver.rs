@@ -13,6 +13,7 @@ use bytes::Buf;
 use serde_json::value::RawValue;
 use tempfile::TempDir;
 use tokio::io::AsyncReadExt;
+use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::codec::{Decoder, Encoder};
@@ -21,7 +22,7 @@ use crate::model::{FailureKind, FunctionFailure, InvocationId, LogLevel, LogSour
 use crate::sandbox::{Child, Exit};
 
 use super::logs::{Budget, Origin, Sink};
-use super::protocol::{self, Inbound, Response, Usage};
+use super::protocol::{self, Inbound, Response};
 use super::{Command, Config, FrameCodec, Job, OnFree, Program, Reply, StartError, death};
 use pipes::Io;
 
@@ -155,8 +156,12 @@ impl Driver {
             if let Wake::Exited(exit) = wake {
                 break exit;
             }
+            let talks = matches!(wake, Wake::Protocol(_));
             self.handle(wake);
-            // A worker that never stops talking must not keep its timer from being seen.
+            // A worker that never stops talking must not keep us from hearing others, nor its timer from being seen.
+            if talks {
+                self.listen();
+            }
             if self.next_deadline().is_some_and(|deadline| deadline <= Instant::now()) {
                 self.expire(Instant::now());
             }
@@ -165,6 +170,14 @@ impl Driver {
         // What it said before it died still counts: an answer, a fault, or the reason on stderr.
         let _ = timeout(DRAIN_MAX, self.drain()).await;
         self.bury(&exit).await;
+    }
+
+    fn listen(&mut self) {
+        match self.commands.try_recv() {
+            Ok(command) => self.handle(Wake::Command(Some(command))),
+            Err(TryRecvError::Disconnected) if self.wanted => self.handle(Wake::Command(None)),
+            Err(TryRecvError::Disconnected | TryRecvError::Empty) => {}
+        }
     }
 
     async fn next_wake(&mut self) -> Wake {
@@ -428,7 +441,7 @@ impl Driver {
                 continue;
             };
             let run = now - entry.started;
-            let _ = reply.send(Reply { outcome: timed_out(run), usage: Usage::default(), run });
+            let _ = reply.send(Reply::timed_out(run));
             entry.deadline = now + OVERDUE_GRACE;
             cancelled.push(entry.id.clone());
         }
@@ -446,9 +459,4 @@ impl Driver {
         failure.stack = self.program.paths.rewrite_stack(&failure.stack);
         failure
     }
-}
-
-fn timed_out(after: Duration) -> Outcome {
-    let message = format!("the handler did not answer within {} ms", after.as_millis());
-    Outcome::Failed(FunctionFailure::new(FailureKind::TimedOut, "TimedOut", message))
 }

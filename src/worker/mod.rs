@@ -17,10 +17,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::timeout;
 
 use crate::model::{
-    AppId, FunctionFailure, FunctionModule, InvocationId, Limits, LogLine, Module, Outcome, RawJson, TriggerType,
-    VersionNumber,
+    AppId, FailureKind, FunctionFailure, FunctionModule, InvocationId, Limits, LogLine, Module, Outcome, RawJson,
+    TriggerType, VersionNumber,
 };
 use crate::sandbox::{self, ResourceLimits, Sandbox, Spec};
 
@@ -31,6 +32,8 @@ pub use protocol::Usage;
 
 /// More would only wait inside Node; the pool never leases more than `limits.concurrency`.
 const COMMANDS_QUEUED_MAX: usize = 128;
+/// For a driver to answer after a job's timeout, on a busy machine.
+const DRIVER_GRACE: Duration = Duration::from_secs(5);
 /// Node needs 24 at least (isolation.md 1.4).
 const OPEN_FILES: u64 = 256;
 /// What a worker needs besides its JavaScript heap: code, stacks, semi-spaces, Buffers (isolation.md 1.5).
@@ -104,6 +107,14 @@ pub enum StartError {
     /// Nobody wanted it any more.
     #[error("the worker was stopped before it was ready")]
     Stopped,
+}
+
+impl Reply {
+    fn timed_out(after: Duration) -> Self {
+        let message = format!("the handler did not answer within {} ms", after.as_millis());
+        let failure = FunctionFailure::new(FailureKind::TimedOut, "TimedOut", message);
+        Self { outcome: Outcome::Failed(failure), usage: Usage::default(), run: after }
+    }
 }
 
 /// A handle to a running worker. Cheap to clone; when all handles are gone the worker finishes what it runs and ends.
@@ -182,8 +193,17 @@ impl Worker {
     /// Dropping the future leaves the job running until its timeout.
     pub async fn run(&self, job: Job) -> Option<Reply> {
         let (reply, answer) = oneshot::channel();
-        self.commands.send(Command::Invoke(Box::new(job), reply)).await.ok()?;
-        answer.await.ok()
+        let limit = job.timeout;
+        let answer = async {
+            self.commands.send(Command::Invoke(Box::new(job), reply)).await.ok()?;
+            answer.await.ok()
+        };
+        // The driver answers at the timeout. Should it ever hang, its callers must not hang with it.
+        timeout(limit + DRIVER_GRACE, answer).await.unwrap_or_else(|_| {
+            tracing::error!(pid = self.pid, "a worker's driver did not answer in time");
+            self.kill();
+            Some(Reply::timed_out(limit))
+        })
     }
 
     /// Lets it finish what it runs, then ends it.

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use chatfn::proto::ErrorKind;
 use chatfn::proto::invoke_response::Outcome;
+use chatfn::proto::{self, ErrorKind};
 use serde_json::json;
 
 use crate::harness::{Answered, LOGIN, TestServer, wait_until};
@@ -217,4 +217,34 @@ async fn a_flood_that_goes_on_after_the_answer_holds_nothing_up() {
         assert_eq!(app.login("jane").await.json(), serde_json::json!("fine"));
     }
     server.stop().await;
+}
+
+#[tokio::test]
+async fn a_worker_that_talks_on_after_its_answer_hangs_neither_the_next_caller_nor_the_end() {
+    let server = TestServer::start().await;
+    let source = FORGE.to_owned()
+        + "const word = JSON.stringify({ jsonrpc: '2.0', id: 'x', result: 0 });
+    const words = `Content-Length: ${word.length}\\r\\n\\r\\n${word}`.repeat(20000);
+    export const handleEvent = (event) => {
+        if (event.username === 'flood') setTimeout(() => { for (;;) fs.writeSync(4, words); }, 10);
+        return process.pid;
+    }";
+    let limits = |limits: &mut proto::Limits| limits.workers_max = 1;
+    let budget = Duration::from_secs(1);
+    let app = Publish::login("demo", &source).timeout(budget).limits(limits).on(&server).await;
+    let flood = app.login("flood").await.json();
+    // The first of these is sent to the worker that listens to nobody any more, unless it came before the flood.
+    wait_until("that worker is gone", async || {
+        let asked = Instant::now();
+        let answer = app.login("jane").await;
+        let took = asked.elapsed();
+        assert!(took < budget + Duration::from_secs(4), "{took:?}"); // What is starved never ends.
+        match &answer.outcome {
+            Some(Outcome::Result(_)) => answer.json() != flood,
+            _ => answer.failure().kind() != ErrorKind::TimedOut,
+        }
+    })
+    .await;
+    app.login("flood").await.json();
+    server.stop().await; // Which has to end the next one.
 }
