@@ -14,7 +14,7 @@ use crate::worker::StartError;
 
 use super::{Error, Invoker, Ran, runnable, verdict};
 
-/// A pool that closed, or a worker that died before it began, is asked again so often.
+/// So often a pool that closed is asked again; and so much oftener than it has workers, which may all have died before they began.
 const TRIES_MAX: u32 = 4;
 /// The answer leaves so long before the caller's deadline, so that it arrives.
 pub(super) const ANSWER_MARGIN: Duration = Duration::from_millis(15);
@@ -48,7 +48,7 @@ impl Invoker {
         let mut served = Arc::clone(&attempt.served);
         let mut function = attempt.function.clone();
         let asked = Instant::now();
-        for _ in 0..TRIES_MAX {
+        for _ in 0..TRIES_MAX + served.version.limits.workers_max {
             match self.lease(&served, attempt.deadline, asked).await {
                 // To begin now would end in a timeout, and cost the worker.
                 Ok(_) if attempt.time_left().is_some_and(|left| left < RUN_MIN) => {

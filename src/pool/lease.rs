@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::mpsc::OwnedPermit;
 
 use crate::model::{InvocationId, RawJson, TriggerType};
 use crate::worker::{Job, Reply, Worker};
@@ -22,9 +22,9 @@ pub struct Released {
 pub struct Lease {
     worker: Worker,
     ids: (WorkerId, LeaseId),
-    /// Holds a place for every lease that can be out, so sending never waits.
-    released: mpsc::Sender<Released>,
-    /// Reported on drop; the supervisor keeps the last figure for an unused lease.
+    /// Its own place in the supervisor's queue, so that its return cannot get lost. Taken on drop.
+    released: Option<OwnedPermit<Released>>,
+    /// Reported on drop: 0 for an unused lease, `None` for a worker that is gone or going.
     memory_bytes: Option<u64>,
     cold: Option<Duration>,
 }
@@ -43,10 +43,10 @@ impl Lease {
     pub(super) fn new(
         worker: Worker,
         ids: (WorkerId, LeaseId),
-        released: mpsc::Sender<Released>,
+        released: OwnedPermit<Released>,
         cold: Option<Duration>,
     ) -> Self {
-        Self { worker, ids, released, memory_bytes: Some(0), cold }
+        Self { worker, ids, released: Some(released), memory_bytes: Some(0), cold }
     }
 
     /// How long the worker took to initialize, if this lease had to wait for that.
@@ -61,6 +61,8 @@ impl Lease {
     pub async fn run(self, request: Request) -> Option<Reply> {
         let worker = self.worker.clone();
         let mut lease = self;
+        // So it is if nobody says otherwise: a job that is dropped unseen was for a worker that is gone.
+        lease.memory_bytes = None;
         let on_free = Box::new(move |usage: Option<crate::worker::Usage>| {
             lease.memory_bytes = usage.map(|usage| usage.memory_bytes);
             drop(lease);
@@ -80,10 +82,8 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         let (worker, lease) = self.ids;
-        let released = Released { worker, lease, memory_bytes: self.memory_bytes };
-        if self.released.try_send(released).is_err() {
-            // Only once the supervisor is gone: nobody counts leases then.
-            tracing::debug!("a lease came back to a pool that has ended");
+        if let Some(released) = self.released.take() {
+            released.send(Released { worker, lease, memory_bytes: self.memory_bytes });
         }
     }
 }

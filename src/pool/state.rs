@@ -350,9 +350,14 @@ impl State {
         if worker.due || self.retired || !matches!(worker.status, Status::Serving { .. }) {
             return;
         }
+        // Replaced ones may have long to run yet: the next turn comes when some are gone.
+        if self.workers.len() >= 2 * self.policy.workers_max {
+            return;
+        }
+        let Some(worker) = self.workers.get_mut(&id) else { return };
         if too_large || old || used_up {
             worker.due = true;
-            // Above `workers_max` for a moment, at most twice as many; the memory budget still bounds it.
+            // Above `workers_max`, at most twice as many; the memory budget still bounds it.
             self.start_one(actions);
         }
     }

@@ -18,6 +18,8 @@ use super::state::{Action, Event, LeaseId, Policy, Refusal, State, WaiterId, Wor
 
 /// How exactly times to live are kept.
 const TICK: Duration = Duration::from_millis(250);
+/// Leases that are out at a time, each with a place for its return: more than the workers of any machine hold.
+const LEASES_MAX: usize = 1 << 16;
 /// Starts, ends and failures of one pool's workers on their way.
 const NEWS_QUEUED_MAX: usize = 1024;
 
@@ -78,9 +80,7 @@ impl Supervisor {
         kill: CancellationToken,
     ) -> Self {
         let (news_sender, news) = mpsc::channel(NEWS_QUEUED_MAX);
-        // A place for each lease that can be out, workers being replaced included.
-        let leases_max = (policy.workers_max + 1) * 2 * policy.concurrency as usize;
-        let (released_sender, released) = mpsc::channel(leases_max);
+        let (released_sender, released) = mpsc::channel(LEASES_MAX);
         let (account, freed, short) = (budget.account(), budget.freed(), budget.short());
         Self {
             workers,
@@ -219,10 +219,9 @@ impl Supervisor {
         let mut events = vec![event];
         while let Some(event) = events.pop() {
             for action in self.state.handle(event, std::time::Instant::now()) {
-                if let Some(no_memory) = self.perform(action) {
-                    refused += 1;
-                    events.push(no_memory);
-                }
+                let Some(news) = self.perform(action) else { continue };
+                refused += usize::from(matches!(news, Event::NoMemory { .. }));
+                events.push(news);
             }
         }
         let lacking = self.state.lacking().min(refused) as u64;
@@ -249,7 +248,7 @@ impl Supervisor {
                     None => return Some(Event::NoMemory { worker }),
                 }
             }
-            Action::Grant { waiter, worker, lease, cold } => self.grant(waiter, worker, lease, cold),
+            Action::Grant { waiter, worker, lease, cold } => return self.grant(waiter, worker, lease, cold),
             Action::Refuse { waiter, refusal } => {
                 if let Some(reply) = self.waiting.remove(&waiter) {
                     let _ = reply.send(Err(refusal));
@@ -276,20 +275,27 @@ impl Supervisor {
         self.reservations.insert(id, reservation);
     }
 
-    fn grant(&mut self, waiter: WaiterId, worker: WorkerId, lease: LeaseId, cold: bool) {
+    fn grant(&mut self, waiter: WaiterId, worker: WorkerId, lease: LeaseId, cold: bool) -> Option<Event> {
         let Some(running) = self.running.get(&worker) else {
             // Its end is on the way to the state; the waiter asks again as if retired.
             if let Some(reply) = self.waiting.remove(&waiter) {
                 let _ = reply.send(Err(Refusal::Retired));
             }
-            return;
+            return None;
+        };
+        let Ok(place) = self.released_sender.clone().try_reserve_owned() else {
+            if let Some(reply) = self.waiting.remove(&waiter) {
+                let _ = reply.send(Err(Refusal::QueueFull));
+            }
+            return Some(Event::Released { worker, lease, memory_bytes: Some(0) });
         };
         let cold = cold.then_some(running.init_time);
-        let lease = Lease::new(running.worker.clone(), (worker, lease), self.released_sender.clone(), cold);
+        let lease = Lease::new(running.worker.clone(), (worker, lease), place, cold);
         if let Some(reply) = self.waiting.remove(&waiter) {
             // Nobody there any more: the lease comes back by its drop.
             let _ = reply.send(Ok(lease));
         }
+        None
     }
 
     fn figures(&self) -> Figures {

@@ -167,6 +167,7 @@ impl Driver {
             }
         };
         self.exited = true;
+        self.refuse_jobs();
         // What it said before it died still counts: an answer, a fault, or the reason on stderr.
         let _ = timeout(DRAIN_MAX, self.drain()).await;
         self.bury(&exit).await;
@@ -177,6 +178,16 @@ impl Driver {
             Ok(command) => self.handle(Wake::Command(Some(command))),
             Err(TryRecvError::Disconnected) if self.wanted => self.handle(Wake::Command(None)),
             Err(TryRecvError::Disconnected | TryRecvError::Empty) => {}
+        }
+    }
+
+    /// Nobody waits for the burial of a worker that died before it got their job.
+    fn refuse_jobs(&mut self) {
+        self.commands.close();
+        while let Ok(command) = self.commands.try_recv() {
+            if let Command::Invoke(job, _) = command {
+                (job.on_free)(None);
+            }
         }
     }
 

@@ -3,9 +3,12 @@
 use std::time::Duration;
 
 use chatfn::proto::{self, ErrorKind, invoke_response::Outcome};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::json;
 
 use crate::harness::{Answered, LOGIN, TestApp, TestServer, wait_until};
+use crate::pool::{Gate, hold, until_busy};
 use crate::publish_request::Publish;
 
 #[tokio::test]
@@ -150,6 +153,30 @@ async fn a_crash_leaves_other_workers_and_other_apps_alone() {
     let (first, crashed, second) = tokio::join!(app.login("jane"), app.login("crash"), other.login("joe"));
     assert_eq!((first.json(), second.json()), (json!("jane"), json!("joe")));
     assert_eq!(crashed.failure().kind(), ErrorKind::Crashed);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn idle_workers_that_all_die_at_once_are_nobodys_outcome() {
+    let server = TestServer::start().await;
+    let gate = Gate::new();
+    // Their temporary files take a while to remove; nobody waits for that.
+    let litter = "const { tmpdir } = require('os'), fs = require('fs');
+        for (let n = 0; n < 2000 && !fs.existsSync(process.env.GATE); n += 1) fs.writeFileSync(`${tmpdir()}/${n}`, '');";
+    let limits = |limits: &mut proto::Limits| limits.workers_max = 6;
+    let app = gate.function("demo").initialization(litter).limits(limits).on(&server).await;
+    let running = hold(&app, 6);
+    until_busy(&app, 6).await;
+    gate.open();
+    running.join_all().await;
+    wait_until("all are idle", async || app.pool().await.workers_idle == 6).await;
+    let workers = app.pool().await.worker_pids;
+    for pid in &workers {
+        kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL).expect("signal");
+    }
+    wait_until("they are dead", async || !server.worker_processes().iter().any(|pid| workers.contains(pid))).await;
+    let answer = app.login("jane").await.json();
+    assert!(workers.iter().all(|pid| json!(pid) != answer));
     server.stop().await;
 }
 

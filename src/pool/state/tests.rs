@@ -174,6 +174,21 @@ fn a_worn_worker_serves_on_until_its_replacement_is_ready() {
 }
 
 #[test]
+fn replaced_workers_that_still_run_bound_the_replacing() {
+    let mut pool = Pool::new(Policy { workers_max: 1, concurrency: 2, jobs_max: 1, ..policy() });
+    pool.acquire(1);
+    pool.acquire(2);
+    pool.ready(1);
+    assert_eq!(pool.release(1, 1), [start(2)]);
+    assert_eq!(pool.ready(2), [], "the first one still runs");
+    pool.acquire(3);
+    assert_eq!(pool.release(2, 3), [], "two are enough");
+    assert_eq!(pool.release(1, 2), [stop(1)]);
+    pool.on(Event::Ended { worker: WorkerId(1) });
+    assert_eq!(pool.later(1), [start(3)]);
+}
+
+#[test]
 fn age_and_size_are_recycled_on_both_sides_of_their_limits() {
     let mut pool = Pool::new(Policy { idle_ttl: Duration::from_secs(9999), ..policy() });
     pool.acquire(1);
