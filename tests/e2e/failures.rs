@@ -150,6 +150,30 @@ async fn those_who_shared_a_worker_with_a_crash_are_collateral() {
 }
 
 #[tokio::test]
+async fn a_timeout_that_takes_its_worker_down_later_is_not_blamed_on_the_other_one() {
+    let server = TestServer::start().await;
+    let source = "export const handleEvent = (event, context) => {
+        const kill = () => process.kill(process.pid, 'SIGKILL');
+        if (event.username === 'late') context.signal.addEventListener('abort', () => setTimeout(kill, 15));
+        return new Promise(() => {});
+    }";
+    let limits = |limits: &mut proto::Limits| (limits.concurrency, limits.workers_max) = (2, 1);
+    let app = Publish::login("demo", source).timeout(Duration::from_secs(60)).limits(limits).on(&server).await;
+    let waits = {
+        let app = app.clone();
+        tokio::spawn(async move { app.login("wait").await })
+    };
+    wait_until("it runs", async || app.history().await.len() == 1).await;
+    let mut request = tonic::Request::new(app.call(LOGIN, r#"{"username":"late"}"#));
+    request.set_timeout(Duration::from_millis(500));
+    let _ = server.invocations().invoke(request).await;
+    let answer = waits.await.expect("joins");
+    let error = answer.failure();
+    assert_eq!((error.kind(), error.retryable), (ErrorKind::Collateral, true), "{error:?}");
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn what_is_thrown_arrives_with_the_tenants_own_lines_and_nothing_of_the_machine() {
     let server = TestServer::start().await;
     let source = "import { refuse } from '../lib/rules';

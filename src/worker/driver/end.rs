@@ -37,8 +37,9 @@ impl Driver {
             }
             Phase::Serving | Phase::Stopping | Phase::ShuttingDown { .. } => {}
         }
-        let waiting = self.in_flight.iter().filter(|entry| entry.reply.is_some()).count();
-        let failure = self.failure_of_survivors(&end, waiting);
+        // One that was answered at its timeout and still runs is as much a suspect as those who wait.
+        let running = self.in_flight.len();
+        let failure = self.failure_of_survivors(&end, running);
         let by_itself = matches!(self.killed, None | Some(KillCause::Closed)) && !self.leaving;
         if by_itself && !matches!(exit.status, ExitStatus::Code(0)) {
             self.sink.system(&self.origin(), LogLevel::Error, &end.to_string());
@@ -72,7 +73,7 @@ impl Driver {
     }
 
     /// What those are told who had no answer when the worker ended.
-    fn failure_of_survivors(&self, end: &FunctionFailure, waiting: usize) -> FunctionFailure {
+    fn failure_of_survivors(&self, end: &FunctionFailure, running: usize) -> FunctionFailure {
         let collateral = |name: &str, why: String| FunctionFailure::new(FailureKind::Collateral, name, why);
         match &self.killed {
             Some(KillCause::Overdue(culprit)) => {
@@ -81,10 +82,10 @@ impl Driver {
             Some(KillCause::Stop | KillCause::Start) => {
                 collateral("WorkerStopped", "the service stopped this worker".to_owned())
             }
-            Some(KillCause::Closed | KillCause::Protocol(_)) | None if waiting > 1 => collateral(
+            Some(KillCause::Closed | KillCause::Protocol(_)) | None if running > 1 => collateral(
                 "WorkerCrashed",
                 format!(
-                    "the worker ended while {waiting} invocations ran, and which one did it is unknown: {}",
+                    "the worker ended while {running} invocations ran, and which one did it is unknown: {}",
                     end.message
                 ),
             ),
