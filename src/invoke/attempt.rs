@@ -44,27 +44,47 @@ impl Invoker {
     /// # Errors
     /// `AtCapacity` where the function has no `on_overload`; `Draining`; the store's.
     pub async fn attempt(&self, attempt: Attempt<'_>, follow: bool) -> Result<Ran, Error> {
-        let record = Record::new(&attempt);
+        let mut record = Record::new(&attempt);
+        let asked = Instant::now();
+        let ended = self.tries(&attempt, &mut record, follow, asked).await;
+        if let Err(err) = &ended
+            && record.begun
+        {
+            // A try said that it runs. It never did, and nothing else will say how that ended.
+            let failure = FunctionFailure::new(FailureKind::Collateral, "NotRun", err.to_string());
+            let timings = Timings { queue: asked.elapsed(), ..Timings::default() };
+            let row = record.row(&attempt.served, Some(Outcome::Failed(failure)), false, timings);
+            self.shared.history.finished(row);
+        }
+        ended
+    }
+
+    async fn tries(
+        &self,
+        attempt: &Attempt<'_>,
+        record: &mut Record,
+        follow: bool,
+        asked: Instant,
+    ) -> Result<Ran, Error> {
         let mut served = Arc::clone(&attempt.served);
         let mut function = attempt.function.clone();
-        let asked = Instant::now();
         for _ in 0..TRIES_MAX + served.version.limits.workers_max {
             match self.lease(&served, attempt.deadline, asked).await {
                 // To begin now would end in a timeout, and cost the worker.
                 Ok(_) if attempt.time_left().is_some_and(|left| left < RUN_MIN) => {
-                    return self.overloaded(&record, &function, &served, &pool::Error::TimedOut, asked);
+                    return self.overloaded(record, &function, &served, &pool::Error::TimedOut, asked);
                 }
                 Ok(lease) => {
-                    if let Some(ran) = self.run(lease, &record, &function, &served, &attempt, asked).await {
+                    if let Some(ran) = self.run(lease, record, &function, &served, attempt, asked).await {
                         return Ok(ran);
                     }
                 }
                 Err(pool::Error::NotStarted(StartError::Init(failure))) => {
-                    return Ok(self.not_run(&record, &function, &served, failure, asked));
+                    return Ok(self.not_run(record, &function, &served, failure, asked));
                 }
                 Err(pool::Error::NotStarted(err)) => return Err(Error::NoWorker(err.to_string())),
                 Err(err @ (pool::Error::QueueFull | pool::Error::TimedOut)) => {
-                    return self.overloaded(&record, &function, &served, &err, asked);
+                    return self.overloaded(record, &function, &served, &err, asked);
                 }
                 Err(pool::Error::Retired) if follow => {
                     self.shared.serving.discard(&served);
@@ -83,7 +103,7 @@ impl Invoker {
         }
         let message = "workers kept ending before they could begin this invocation";
         let failure = FunctionFailure::new(FailureKind::Collateral, "WorkerStopped", message);
-        Ok(self.not_run(&record, &function, &served, failure, asked))
+        Ok(self.not_run(record, &function, &served, failure, asked))
     }
 
     async fn lease(&self, served: &Served, deadline: Option<Instant>, asked: Instant) -> Result<Lease, pool::Error> {
@@ -97,7 +117,7 @@ impl Invoker {
     async fn run(
         &self,
         lease: Lease,
-        record: &Record,
+        record: &mut Record,
         function: &Function,
         served: &Served,
         attempt: &Attempt<'_>,
@@ -106,6 +126,7 @@ impl Invoker {
         let queue = asked.elapsed();
         let cold = lease.cold();
         let timeout = attempt.time_left().map_or(function.timeout, |left| function.timeout.min(left));
+        record.begun = true;
         self.shared.history.started(record.row(served, None, cold.is_some(), Timings { queue, ..Timings::default() }));
         let request = pool::Request {
             trigger_type: function.trigger_type.clone(),
@@ -190,6 +211,8 @@ struct Record {
     event_id: Option<EventId>,
     event: RawJson,
     created_at: SystemTime,
+    /// Its start was recorded.
+    begun: bool,
 }
 
 impl Record {
@@ -201,6 +224,7 @@ impl Record {
             event_id: attempt.event_id,
             event: attempt.event.clone(),
             created_at: SystemTime::now(),
+            begun: false,
         }
     }
 

@@ -210,6 +210,28 @@ async fn what_ran_when_the_service_was_killed_is_shown_as_failed() {
 }
 
 #[tokio::test]
+async fn what_found_no_worker_after_all_is_not_running_for_ever() {
+    let server = TestServer::with(&["wait_max=500ms"]).await;
+    let gate = Gate::new();
+    gate.open();
+    // The first worker initializes at once and hears nothing any more; the next one's initialization waits for the gate.
+    let slow = "import { existsSync } from 'fs';
+        while (!existsSync(process.env.GATE)) await new Promise((resolve) => setTimeout(resolve, 10));";
+    let source = "export const handleEvent = () => require('fs').closeSync(3)";
+    let app = Publish::login("demo", source).initialization(slow).variable("GATE", &gate.path()).on(&server).await;
+    app.login("jane").await.json();
+    gate.close();
+    let refused = app.invoke(LOGIN, r#"{"username":"joe"}"#).await.expect_err("no worker in time");
+    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
+    let row = app.history().await.remove(0);
+    assert_eq!(&row.event_json[..], br#"{"username":"joe"}"#);
+    assert_eq!((row.status(), row.finished_at.is_some()), (InvocationStatus::Failed, true));
+    assert_eq!(row.error.expect("an error").name, "NotRun");
+    gate.open();
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn how_long_history_is_kept_is_the_apps_own_setting() {
     let server = TestServer::start().await;
     let app = server.deploy_function("demo", LOGIN, MIXED).await;
