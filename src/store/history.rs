@@ -50,6 +50,22 @@ pub struct LogFilter {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LogPosition(i64);
 
+/// What an invocation's JSON takes, without reading it.
+const JSON_BYTES: &str = "OCTET_LENGTH(event_json) + COALESCE(OCTET_LENGTH(result_json), 0)
+    + COALESCE(OCTET_LENGTH(error_json), 0) + COALESCE(OCTET_LENGTH(denied_json), 0) + COALESCE(OCTET_LENGTH(denied_reason), 0)";
+
+impl InvocationFilter {
+    fn select(&self, columns: &str, app: &AppId, before: Option<InvocationId>) -> Select {
+        let mut sql = Select::of(columns, "invocations", app);
+        sql.and("trigger_type = ", self.trigger_type.as_ref().map(ToString::to_string));
+        sql.and("status = ", self.status.map(status_code));
+        sql.and("version = ", self.version.map(|v| signed(v.0)));
+        sql.and("event_id = ", self.event_id.map(|id| id.to_string()));
+        sql.and("id < ", before.map(|id| id.to_string()));
+        sql
+    }
+}
+
 impl Store {
     /// Records all items in one transaction. Those of an app that is gone are left out.
     pub async fn record(&self, items: &[HistoryItem]) -> Result<(), Error> {
@@ -81,27 +97,35 @@ impl Store {
         rows.iter().map(decode_log).collect()
     }
 
-    /// Newest first.
+    /// Newest first: up to `limit`, and up to about `bytes_max` of JSON unless the first alone is larger. Says whether there are more.
     pub async fn list_invocations(
         &self,
         app: &AppId,
         filter: InvocationFilter,
         before: Option<InvocationId>,
         limit: u32,
-    ) -> Result<Vec<Invocation>, Error> {
-        let mut sql = Select::of("invocations", app);
-        sql.and("trigger_type = ", filter.trigger_type.map(|t| t.to_string()));
-        sql.and("status = ", filter.status.map(status_code));
-        sql.and("version = ", filter.version.map(|v| signed(v.0)));
-        sql.and("event_id = ", filter.event_id.map(|id| id.to_string()));
-        sql.and("id < ", before.map(|id| id.to_string()));
-        let rows = sql.newest("id", limit).build().fetch_all(self.read()).await;
-        rows.map_err(during("list invocations"))?.iter().map(decode_invocation).collect()
+        bytes_max: u64,
+    ) -> Result<(Vec<Invocation>, bool), Error> {
+        let verb = "list invocations";
+        let mut tx = self.read().begin().await.map_err(during(verb))?; // Both statements see the same rows.
+        let mut sizes = filter.select(JSON_BYTES, app, before).newest("id", limit.saturating_add(1));
+        let sizes: Vec<i64> = sizes.build_query_scalar().fetch_all(&mut *tx).await.map_err(during(verb))?;
+        let mut bytes_left = bytes_max;
+        let fits = |(n, bytes): &(usize, &i64)| {
+            let left = bytes_left.checked_sub(bytes.cast_unsigned());
+            bytes_left = left.unwrap_or(0);
+            *n == 0 || left.is_some()
+        };
+        let count = sizes.iter().take(limit as usize).enumerate().take_while(fits).count();
+        let mut rows = filter.select("*", app, before).newest("id", count as u32);
+        let rows = rows.build().fetch_all(&mut *tx).await.map_err(during(verb))?;
+        let invocations = rows.iter().map(decode_invocation).collect::<Result<_, _>>()?;
+        Ok((invocations, count < sizes.len()))
     }
 
     /// The newest `last` lines, oldest first.
     pub async fn logs(&self, app: &AppId, filter: LogFilter, last: u32) -> Result<Vec<LogLine>, Error> {
-        let mut sql = Select::of("logs", app);
+        let mut sql = Select::of("*", "logs", app);
         sql.and("trigger_type = ", filter.trigger_type.map(|t| t.to_string()));
         sql.and("invocation_id = ", filter.invocation.map(|id| id.to_string()));
         sql.and("level >= ", filter.min_level.map(level_code));
@@ -157,8 +181,8 @@ impl Store {
 struct Select(QueryBuilder<Sqlite>);
 
 impl Select {
-    fn of(table: &str, app: &AppId) -> Self {
-        let mut sql = QueryBuilder::new(format!("SELECT * FROM {table} WHERE app_id = "));
+    fn of(columns: &str, table: &str, app: &AppId) -> Self {
+        let mut sql = QueryBuilder::new(format!("SELECT {columns} FROM {table} WHERE app_id = "));
         sql.push_bind(app.to_string());
         Self(sql)
     }

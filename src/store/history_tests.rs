@@ -119,8 +119,8 @@ async fn invocations_are_listed_newest_first_page_by_page_and_filtered() {
 
     let ids = |invocations: &[Invocation]| invocations.iter().map(|i| i.id).collect::<Vec<_>>();
     let list = async |filter, before, limit| {
-        let invocations = store.list_invocations(&app("shop"), filter, before, limit).await.expect("list");
-        ids(&invocations)
+        let listed = store.list_invocations(&app("shop"), filter, before, limit, u64::MAX).await;
+        ids(&listed.expect("list").0)
     };
     let everything = InvocationFilter::default;
     assert_eq!(list(everything(), None, 2).await, [all[4].id, all[3].id]);
@@ -179,9 +179,9 @@ async fn history_is_purged_when_its_app_no_longer_keeps_it() {
     items.push(HistoryItem::Started(running.clone()));
     record(&store, items).await;
     let kept = async |app_id: &str| {
-        let invocations = store.list_invocations(&app(app_id), InvocationFilter::default(), None, 99).await;
+        let invocations = store.list_invocations(&app(app_id), InvocationFilter::default(), None, 99, u64::MAX).await;
         let logs = store.logs(&app(app_id), LogFilter::default(), 99).await.expect("logs");
-        (invocations.expect("list").len(), logs.len())
+        (invocations.expect("list").0.len(), logs.len())
     };
     // The keeper keeps its 50 seconds, whatever the default for the shop is.
     let purge = async |now, default, limit| {

@@ -154,7 +154,7 @@ mod tests {
         is_send(store.enqueue(event("shop")));
         is_send(store.claim(1, at(1), at(0)));
         is_send(store.record(&[]));
-        is_send(store.list_invocations(&id, InvocationFilter::default(), None, 1));
+        is_send(store.list_invocations(&id, InvocationFilter::default(), None, 1, 1));
         is_send(store.logs(&id, LogFilter::default(), 1));
         is_send(store.invocation(&id, InvocationId::new()));
         is_send(store.recorded_reply(&id, &trigger(), "", at(0)));

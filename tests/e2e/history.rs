@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use chatfn::proto::invocation_service_client::InvocationServiceClient;
 use chatfn::proto::{self, InvocationStatus};
 use serde_json::json;
 use tonic::{Code, Status};
@@ -206,6 +207,37 @@ async fn what_ran_when_the_service_was_killed_is_shown_as_failed() {
     assert_eq!((row.status(), row.finished_at.is_some()), (InvocationStatus::Failed, true));
     let error = row.error.expect("an error");
     assert_eq!(error.name, "ServiceStopped", "{error:?}");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_page_fits_into_what_clients_take_by_default() {
+    let server = TestServer::start().await;
+    let source = "export const handleEvent = (event) => 'x'.repeat(Number(event.username))";
+    let app = Publish::login("demo", source).timeout(Duration::from_secs(60)).on(&server).await;
+    let sizes = [1, 900_000, 900_000, 900_000, 900_000, 5_000_000, 2, 3];
+    for size in sizes {
+        app.login(&size.to_string()).await;
+    }
+    // Without the raised limit that the other tests' clients have.
+    let mut ordinary = InvocationServiceClient::new(server.channel.clone());
+    let mut request = of(&app);
+    let mut pages = Vec::new();
+    loop {
+        let page = match ordinary.list_invocations(request.clone()).await {
+            Ok(page) => page.into_inner(),
+            Err(status) => {
+                assert_eq!(status.code(), Code::OutOfRange, "{status}");
+                list(&server, request.clone()).await.expect("the large one")
+            }
+        };
+        pages.push(page.invocations.iter().map(|row| row.result_json.len() - 2).collect::<Vec<_>>());
+        request.page_token = page.next_page_token;
+        if request.page_token.is_empty() {
+            break;
+        }
+    }
+    assert_eq!(pages, [vec![3, 2], vec![5_000_000], vec![900_000, 900_000, 900_000], vec![900_000, 1]]);
     server.stop().await;
 }
 

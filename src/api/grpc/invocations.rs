@@ -11,7 +11,7 @@ use tokio_stream::StreamExt;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 
-use crate::api::convert::{self, non_empty, page, page_size, page_token, version_number};
+use crate::api::convert::{self, non_empty, page_size, page_token, version_number};
 use crate::api::status::{invalid, with_reason};
 use crate::drain::Drain;
 use crate::invoke::Call;
@@ -21,6 +21,9 @@ use crate::store::{InvocationFilter, LogFilter};
 
 use super::{Invocations, Streamed};
 
+/// Of events, results and errors on one page. gRPC clients take messages of 4 MiB unless told otherwise; the rest is for the other
+/// fields of up to 1000 rows.
+const PAGE_BYTES_MAX: u64 = 3 << 20;
 const TAIL_LINES: u32 = 100;
 const TAIL_LINES_MAX: u32 = 1000;
 
@@ -69,8 +72,9 @@ impl InvocationService for Invocations {
             event_id: non_empty(request.event_id).map(|id| id.parse()).transpose()?,
         };
         self.0.history.flush().await;
-        let rows = self.0.store.list_invocations(&app.id, filter, before, size + 1).await?;
-        let (rows, next_page_token) = page(rows, size, |row| row.id.to_string());
+        let (rows, more) = self.0.store.list_invocations(&app.id, filter, before, size, PAGE_BYTES_MAX).await?;
+        let last = rows.last().filter(|_| more);
+        let next_page_token = last.map(|row| row.id.to_string()).unwrap_or_default();
         let invocations = rows.into_iter().map(|row| convert::invocation(row, Vec::new())).collect();
         Ok(Response::new(proto::ListInvocationsResponse { invocations, next_page_token }))
     }
