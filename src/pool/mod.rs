@@ -36,7 +36,7 @@ pub struct Settings {
     pub idle_ttl: Duration,
     pub worker_age_max: Duration,
     pub worker_jobs_max: u64,
-    /// Of `limits.memory_bytes`: a worker above it is replaced.
+    /// Of `limits.memory_bytes`: a worker that grew beyond it is replaced.
     pub worker_memory_percent_max: u64,
 }
 

@@ -70,10 +70,32 @@ pub enum Event {
 
 #[derive(Debug, PartialEq)]
 pub enum Action {
-    Start { worker: WorkerId },
-    Grant { waiter: WaiterId, worker: WorkerId, lease: LeaseId, cold: bool },
-    Refuse { waiter: WaiterId, refusal: Refusal },
-    Stop { worker: WorkerId },
+    /// `replaces`: why the worker that goes when this one is ready has to.
+    Start {
+        worker: WorkerId,
+        replaces: Option<Wear>,
+    },
+    Grant {
+        waiter: WaiterId,
+        worker: WorkerId,
+        lease: LeaseId,
+        cold: bool,
+    },
+    Refuse {
+        waiter: WaiterId,
+        refusal: Refusal,
+    },
+    Stop {
+        worker: WorkerId,
+    },
+}
+
+/// Why a worker is replaced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wear {
+    Age,
+    Jobs,
+    Memory,
 }
 
 /// Why there is no lease.
@@ -104,12 +126,16 @@ struct Worker {
     leases: Vec<LeaseId>,
     ready_at: Option<Instant>,
     jobs: u64,
+    /// After its first job; 0 before. What it needs to run at all, and no sign of wear.
+    first_bytes: u64,
     /// It goes as soon as its replacement is ready.
     due: bool,
     /// An invocation brought it down.
     broken: bool,
 }
 
+/// A worker is too large only if it grew by more than a fifth.
+const GROWTH_PART: u64 = 5;
 /// After a worker failed to start, the next one waits: an app that cannot initialize must not occupy the machine.
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
@@ -311,7 +337,7 @@ impl State {
         }
         // Replaced at once if an invocation brought it down, so that the next one need not wait.
         if worker.broken && self.live() == 0 && self.waiters.is_empty() && self.may_start(now) {
-            self.start_one(actions);
+            self.start_one(None, actions);
         }
         // Not so if it died by itself: an app whose idle workers crash would keep us starting them.
         if matches!(worker.status, Status::Serving { .. }) && !worker.broken {
@@ -337,28 +363,31 @@ impl State {
             Status::Retiring if worker.leases.is_empty() => actions.push(Action::Stop { worker: id }),
             Status::Retiring | Status::Starting => {}
         }
-        let too_large = memory > self.policy.memory_bytes_max;
+        if worker.first_bytes == 0 {
+            worker.first_bytes = memory;
+        }
+        // A replacement of one that is large from the start would be no better.
+        let grown = memory > worker.first_bytes.saturating_add(worker.first_bytes / GROWTH_PART);
+        let too_large = grown && memory > self.policy.memory_bytes_max;
         self.recycle(id, too_large, now, actions);
         self.grant_waiters(false, actions);
     }
 
     /// Marks a worker that is due and starts its replacement; it serves on until that one is ready.
     fn recycle(&mut self, id: WorkerId, too_large: bool, now: Instant, actions: &mut Vec<Action>) {
+        // Replaced ones may have long to run yet: the next turn comes when some are gone.
+        let crowded = self.workers.len() >= 2 * self.policy.workers_max;
         let Some(worker) = self.workers.get_mut(&id) else { return };
+        if worker.due || self.retired || crowded || !matches!(worker.status, Status::Serving { .. }) {
+            return;
+        }
         let old = worker.ready_at.is_some_and(|ready| now.duration_since(ready) > self.policy.age_max);
         let used_up = worker.jobs >= self.policy.jobs_max;
-        if worker.due || self.retired || !matches!(worker.status, Status::Serving { .. }) {
-            return;
-        }
-        // Replaced ones may have long to run yet: the next turn comes when some are gone.
-        if self.workers.len() >= 2 * self.policy.workers_max {
-            return;
-        }
-        let Some(worker) = self.workers.get_mut(&id) else { return };
-        if too_large || old || used_up {
+        let signs = [(too_large, Wear::Memory), (old, Wear::Age), (used_up, Wear::Jobs)];
+        if let Some((_, wear)) = signs.into_iter().find(|(shows, _)| *shows) {
             worker.due = true;
             // Above `workers_max`, at most twice as many; the memory budget still bounds it.
-            self.start_one(actions);
+            self.start_one(Some(wear), actions);
         }
     }
 
@@ -434,17 +463,24 @@ impl State {
         let quiet = self.short || self.quiet_until.is_some_and(|until| now < until);
         let workers_min = if quiet { 0 } else { self.policy.workers_min };
         while self.live() < self.policy.workers_max && (self.starting() < wanted || self.live() < workers_min) {
-            self.start_one(actions);
+            self.start_one(None, actions);
         }
     }
 
-    fn start_one(&mut self, actions: &mut Vec<Action>) {
+    fn start_one(&mut self, replaces: Option<Wear>, actions: &mut Vec<Action>) {
         self.next_worker += 1;
         let id = WorkerId(self.next_worker);
-        let worker =
-            Worker { status: Status::Starting, leases: Vec::new(), ready_at: None, jobs: 0, due: false, broken: false };
+        let worker = Worker {
+            status: Status::Starting,
+            leases: Vec::new(),
+            ready_at: None,
+            jobs: 0,
+            first_bytes: 0,
+            due: false,
+            broken: false,
+        };
         self.workers.insert(id, worker);
-        actions.push(Action::Start { worker: id });
+        actions.push(Action::Start { worker: id, replaces });
     }
 }
 

@@ -241,7 +241,11 @@ impl Supervisor {
     /// What could not be performed is news again.
     fn perform(&mut self, action: Action) -> Option<Event> {
         match action {
-            Action::Start { worker } => {
+            Action::Start { worker, replaces } => {
+                if let Some(wear) = replaces {
+                    let (app, version) = (&self.program.app, &self.program.version);
+                    tracing::debug!(%app, %version, ?wear, "a worker is worn: another one starts in its place");
+                }
                 let purpose = if self.state.counts().waiting > 0 { Purpose::Call } else { Purpose::Spare };
                 match self.account.reserve(self.program.limits.memory_bytes, purpose) {
                     Some(reservation) => self.start(worker, reservation),

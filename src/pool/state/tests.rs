@@ -54,7 +54,11 @@ impl Pool {
 }
 
 fn start(worker: u64) -> Action {
-    Action::Start { worker: WorkerId(worker) }
+    Action::Start { worker: WorkerId(worker), replaces: None }
+}
+
+fn replace(worker: u64, wear: Wear) -> Action {
+    Action::Start { worker: WorkerId(worker), replaces: Some(wear) }
 }
 
 fn stop(worker: u64) -> Action {
@@ -166,7 +170,7 @@ fn a_worn_worker_serves_on_until_its_replacement_is_ready() {
     let mut pool = Pool::new(Policy { jobs_max: 1, ..policy() });
     pool.acquire(1);
     pool.ready(1);
-    assert_eq!(pool.release(1, 1), [start(2)]);
+    assert_eq!(pool.release(1, 1), [replace(2, Wear::Jobs)]);
     assert_eq!(pool.acquire(2), [grant(2, 1, 2, false)]);
     assert_eq!(pool.release(1, 2), []);
     assert_eq!(pool.ready(2), [stop(1)]);
@@ -179,30 +183,40 @@ fn replaced_workers_that_still_run_bound_the_replacing() {
     pool.acquire(1);
     pool.acquire(2);
     pool.ready(1);
-    assert_eq!(pool.release(1, 1), [start(2)]);
+    assert_eq!(pool.release(1, 1), [replace(2, Wear::Jobs)]);
     assert_eq!(pool.ready(2), [], "the first one still runs");
     pool.acquire(3);
     assert_eq!(pool.release(2, 3), [], "two are enough");
     assert_eq!(pool.release(1, 2), [stop(1)]);
     pool.on(Event::Ended { worker: WorkerId(1) });
-    assert_eq!(pool.later(1), [start(3)]);
+    assert_eq!(pool.later(1), [replace(3, Wear::Jobs)]);
 }
 
 #[test]
-fn age_and_size_are_recycled_on_both_sides_of_their_limits() {
+fn age_is_recycled_on_both_sides_of_its_limit() {
     let mut pool = Pool::new(Policy { idle_ttl: Duration::from_secs(9999), ..policy() });
     pool.acquire(1);
     pool.ready(1);
-    let sized =
-        |lease, memory| Event::Released { worker: WorkerId(1), lease: LeaseId(lease), memory_bytes: Some(memory) };
-    assert_eq!(pool.on(sized(1, 1000)), []);
+    pool.release(1, 1);
     assert_eq!(pool.later(3600), []);
-    assert_eq!(pool.later(1), [start(2)]);
-    pool.ready(2);
-    let mut pool = Pool::new(policy());
-    pool.acquire(1);
-    pool.ready(1);
-    assert_eq!(pool.on(sized(1, 1001)), [start(2)]);
+    assert_eq!(pool.later(1), [replace(2, Wear::Age)]);
+}
+
+#[test]
+fn a_worker_is_too_large_if_it_grew_and_is_beyond_the_limit() {
+    // Sizes after each job, the last of which is too large.
+    for sizes in [&[10, 1000, 1001][..], &[900, 1001, 1080, 1081], &[2000, 1900, 2400, 2401], &[0, 2000, 2401]] {
+        let mut pool = Pool::new(policy());
+        pool.acquire(1);
+        pool.ready(1);
+        for (n, size) in sizes.iter().enumerate() {
+            let lease = LeaseId(n as u64 + 1);
+            let freed = pool.on(Event::Released { worker: WorkerId(1), lease, memory_bytes: Some(*size) });
+            let last = n + 1 == sizes.len();
+            assert_eq!(freed, if last { vec![replace(2, Wear::Memory)] } else { vec![] }, "{sizes:?} {size}");
+            pool.acquire(n as u64 + 2);
+        }
+    }
 }
 
 #[test]
