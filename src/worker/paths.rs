@@ -16,6 +16,9 @@ pub struct Renamed {
     pub lookup: Option<Lookup>,
 }
 
+/// Where Node's "Require stack" ends: the module that the shim's own `require` belongs to.
+const LOADER_LINE: &str = "- chatfn.js";
+
 /// One version's rewriting rules.
 #[derive(Clone, Default)]
 pub struct Paths {
@@ -46,6 +49,9 @@ impl Paths {
             if out.contains(prefix.as_str()) {
                 out = out.replace(&format!("file://{prefix}"), "").replace(prefix.as_str(), "");
             }
+        }
+        if out.contains(LOADER_LINE) {
+            out = out.split('\n').filter(|line| *line != LOADER_LINE).collect::<Vec<_>>().join("\n");
         }
         for (emitted, renamed) in &self.emitted {
             if out.contains(emitted.as_str()) {

@@ -187,6 +187,7 @@ export const handleEvent = async (event: Odd) => {
     case 'string': throw 'just text';
     case 'null': throw null;
     case 'object': throw { reason: 7 };
+    case 'module': require(['no', 'such', 'module'].join('-'));
     case 'path': require('fs').readFileSync(__dirname + '/nothing.json');
   }
 }";
@@ -200,7 +201,14 @@ export const handleEvent = async (event: Odd) => {
         ("string", "", "just text", "", ""),
         ("null", "", "null", "", ""),
         ("object", "", "reason", "", ""),
-        ("path", "Error", "nothing.json", "ENOENT", "functions/UserAttemptedStartSession.ts:12:"),
+        (
+            "module",
+            "Error",
+            "Require stack:\n- functions/",
+            "MODULE_NOT_FOUND",
+            "functions/UserAttemptedStartSession.ts:12:",
+        ),
+        ("path", "Error", "nothing.json", "ENOENT", "functions/UserAttemptedStartSession.ts:13:"),
     ];
     let data = server.data().display().to_string();
     for (case, name, message, code, stack) in table {
@@ -211,7 +219,9 @@ export const handleEvent = async (event: Odd) => {
         assert!(error.message.contains(message), "{case}: {error:?}");
         assert_eq!(error.code, code, "{case}");
         assert!(error.stack.contains(stack), "{case}: {}", error.stack);
-        for hidden in [data.as_str(), "node:internal", "/shim/", "invocation.js", "/artifacts/", "/home/", "/work/"] {
+        for hidden in
+            [data.as_str(), "node:internal", "/shim/", "invocation.js", "chatfn.js", "/artifacts/", "/home/", "/work/"]
+        {
             assert!(!error.stack.contains(hidden) && !error.message.contains(hidden), "{case}: {hidden}: {error:?}");
         }
     }
