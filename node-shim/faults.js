@@ -1,7 +1,7 @@
 'use strict';
 // Ends nobody asked for: uncaught errors and `process.exit()`. Everyone who waits gets an answer first.
 
-const { apply, define, exit, reallyExit } = require('./primordials.js');
+const { IntrinsicError, apply, define, exit, reallyExit } = require('./primordials.js');
 const { syncBuiltinESMExports } = require('node:module');
 const channel = require('./channel.js');
 const { deniedBy } = require('./denial.js');
@@ -32,16 +32,19 @@ function install() {
 
   // Writable: exit hooks of well-known packages wrap these functions in turn.
   /** @type {any} */ (process).exit = (/** @type {any} */ code) => {
-    reportExit(code);
     try {
+      reportExit(code);
       exit(code); // Runs the tenant's 'exit' listeners, which may throw; a bad code throws as well.
     } finally {
       reallyExit(1);
     }
   };
   /** @type {any} */ (process).reallyExit = (/** @type {any} */ code) => {
-    reportExit(code);
-    reallyExit(code);
+    try {
+      reportExit(code);
+    } finally {
+      reallyExit(code);
+    }
   };
   syncBuiltinESMExports(); // `import { exit } from 'node:process'`
 }
@@ -73,7 +76,7 @@ function leave(why) {
 /** @param {unknown} code */
 function reportExit(code) {
   const shown = show(code === undefined ? process.exitCode ?? 0 : code);
-  const { stack } = describe(new Error('process.exit() was called'), 'CRASHED');
+  const { stack } = describe(new IntrinsicError('process.exit() was called'), 'CRASHED');
   report(failure('CRASHED', 'ProcessExit', `process.exit(${shown}) was called`, stack));
 }
 

@@ -1,7 +1,7 @@
 'use strict';
 // Which invocations are in flight, and which one the running code belongs to.
 
-const { AsyncLocalStorage, getStore, mapDelete, mapForEach, mapGet, mapSet, runWithStore } = require('./primordials.js');
+const { AsyncLocalStorage, define, getStore, mapDelete, mapForEach, mapGet, mapSet, runWithStore } = require('./primordials.js');
 
 /** @typedef {import('./invocation.js').Invocation} Invocation */
 
@@ -17,6 +17,11 @@ let only = null;
  * @type {import('node:async_hooks').AsyncLocalStorage<number>}
  */
 const storage = new AsyncLocalStorage();
+// `run` asks the instance for these: a tenant may replace the prototype's.
+for (const name of ['getStore', '_enable']) {
+  const method = /** @type {any} */ (AsyncLocalStorage.prototype)[name];
+  if (method !== undefined) define(storage, name, method);
+}
 
 /** @param {number} concurrency */
 function setConcurrency(concurrency) {

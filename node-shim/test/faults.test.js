@@ -79,6 +79,8 @@ for (const [name, body, code] of [
   ['process.exit(3)', 'process.exit(3)', 3],
   ['process.exit from an import', 'import("node:process").then(({ exit }) => exit(4))', 4],
   ['process.reallyExit(5)', 'process.reallyExit(5)', 5],
+  ['process.exit after Error was replaced', 'globalThis.Error = class { constructor() { throw 1 } }; process.exit(6)', 6],
+  ['process.reallyExit after Error was replaced', 'globalThis.Error = () => {}; process.reallyExit(7)', 7],
   ['process.exit with a listener that throws', 'process.on("exit", () => { throw new Error("x") }); process.exit(0)', 1],
 ]) {
   test(`${name} answers first`, async (t) => {
