@@ -59,7 +59,8 @@ async fn what_waits_is_bounded_in_bytes() {
     assert_eq!(history.refused.total(), 2);
     // What is written makes room, also for one that is larger than all of it.
     history.flush().await;
-    let (listed, _) = store.list_invocations(&app("shop"), Default::default(), None, 999, u64::MAX).await.expect("list");
+    let (listed, _) =
+        store.list_invocations(&app("shop"), Default::default(), None, 999, u64::MAX).await.expect("list");
     assert_eq!(listed.len(), fit);
     history.finished(invocation(BYTES_QUEUED_MAX));
     assert_eq!(history.refused.total(), 2);

@@ -174,33 +174,24 @@ impl Store {
 
     /// Deletes a version that nothing needs any more. Finished events and dead letters do not need theirs.
     pub async fn delete_version(&self, app: &AppId, number: VersionNumber) -> Result<DeleteVersion, Error> {
-        const VERB: &str = "delete a version";
-        let mut tx = self.begin(VERB).await?;
-        let query = sqlx::query(
-            "SELECT v.state, COALESCE(a.active_version = v.number, FALSE) AS active, (
-                 SELECT COUNT(*) FROM events e WHERE e.app_id = v.app_id AND e.state < 2 AND e.version = v.number
-             ) AS events
-             FROM versions v JOIN apps a ON a.id = v.app_id WHERE v.app_id = $1 AND v.number = $2",
-        );
-        let query = query.bind(app.as_str()).bind(signed(number.0));
-        let Some(row) = query.fetch_optional(&mut *tx).await.map_err(during(VERB))? else {
-            return Ok(DeleteVersion::NotFound);
-        };
-        if get::<bool>(&row, "active")? {
-            return Ok(DeleteVersion::Active);
-        }
-        if decode_state(&row)? == VersionState::Building {
-            return Ok(DeleteVersion::Building);
-        }
-        match get_unsigned(&row, "events")? {
-            0 => {}
-            events => return Ok(DeleteVersion::NeededByEvents(events)),
+        let mut tx = self.begin(DELETE).await?;
+        if let Some(kept) = kept_by(&mut tx, app, number).await? {
+            return Ok(kept);
         }
         let query = sqlx::query("DELETE FROM versions WHERE app_id = $1 AND number = $2");
         let query = query.bind(app.as_str()).bind(signed(number.0));
-        query.execute(&mut *tx).await.map_err(during(VERB))?;
-        tx.commit().await.map_err(during(VERB))?;
+        query.execute(&mut *tx).await.map_err(during(DELETE))?;
+        tx.commit().await.map_err(during(DELETE))?;
         Ok(DeleteVersion::Deleted)
+    }
+
+    /// What would keep [`Store::delete_version`] from it now. `None`: nothing.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub async fn version_kept_by(&self, app: &AppId, number: VersionNumber) -> Result<Option<DeleteVersion>, Error> {
+        let mut tx = self.begin(DELETE).await?;
+        kept_by(&mut tx, app, number).await
     }
 
     /// The layers that versions of this app use.
@@ -246,6 +237,28 @@ impl Store {
 }
 
 type Tx = Transaction<'static, Sqlite>;
+
+const DELETE: &str = "delete a version";
+
+async fn kept_by(tx: &mut Tx, app: &AppId, number: VersionNumber) -> Result<Option<DeleteVersion>, Error> {
+    let query = sqlx::query(
+        "SELECT v.state, COALESCE(a.active_version = v.number, FALSE) AS active, (
+             SELECT COUNT(*) FROM events e WHERE e.app_id = v.app_id AND e.state < 2 AND e.version = v.number
+         ) AS events
+         FROM versions v JOIN apps a ON a.id = v.app_id WHERE v.app_id = $1 AND v.number = $2",
+    );
+    let query = query.bind(app.as_str()).bind(signed(number.0));
+    let Some(row) = query.fetch_optional(&mut **tx).await.map_err(during(DELETE))? else {
+        return Ok(Some(DeleteVersion::NotFound));
+    };
+    if get::<bool>(&row, "active")? {
+        return Ok(Some(DeleteVersion::Active));
+    }
+    if decode_state(&row)? == VersionState::Building {
+        return Ok(Some(DeleteVersion::Building));
+    }
+    Ok(Some(get_unsigned(&row, "events")?).filter(|events| *events > 0).map(DeleteVersion::NeededByEvents))
+}
 
 async fn check_base(
     tx: &mut Tx,

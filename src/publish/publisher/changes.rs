@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::model::{AppId, Version, VersionNumber, VersionState};
+use crate::model::{AppId, Version, VersionNumber};
 use crate::serving::{self, Served};
 use crate::store::{self, DeleteVersion};
 
@@ -134,35 +134,19 @@ impl Publisher {
     }
 
     async fn delete_version_now(&self, app: &AppId, number: VersionNumber) -> Result<(), Error> {
-        self.check_unused(app, number).await?;
+        // What would keep it anyway is told at once, not after the wait for its workers.
+        if let Some(kept) = self.shared.store.version_kept_by(app, number).await? {
+            return refused(app, number, kept);
+        }
         if !self.shared.serving.release(app, number, DELETE_PATIENCE).await {
             return Err(Error::StillRunning(number));
         }
         let state = self.shared.turns.of(app);
         let _turn = state.turn().await;
-        match self.shared.store.delete_version(app, number).await? {
-            DeleteVersion::Deleted => {}
-            DeleteVersion::NotFound => {
-                return Err(serving::Error::UnknownVersion { app: app.clone(), number }.into());
-            }
-            DeleteVersion::Active => return Err(Error::Active(number)),
-            DeleteVersion::Building => return Err(Error::Building(number)),
-            DeleteVersion::NeededByEvents(events) => return Err(Error::NeededByEvents { number, events }),
-        }
+        refused(app, number, self.shared.store.delete_version(app, number).await?)?;
         self.shared.serving.forget(app, number).await;
         self.sweep(app, &state).await;
         Ok(())
-    }
-
-    /// Before anything is retired for it. The store decides in the end.
-    async fn check_unused(&self, app: &AppId, number: VersionNumber) -> Result<(), Error> {
-        let unknown = serving::Error::UnknownVersion { app: app.clone(), number };
-        let version = self.shared.store.version(app, number).await?.ok_or(unknown)?;
-        if version.state == VersionState::Building {
-            return Err(Error::Building(number));
-        }
-        let active = self.shared.store.app(app).await?.and_then(|app| app.active);
-        if active == Some(number) { Err(Error::Active(number)) } else { Ok(()) }
     }
 
     async fn delete_app_now(&self, app: &AppId) -> Result<(), Error> {
@@ -176,4 +160,15 @@ impl Publisher {
         self.sweep(app, &state).await;
         Ok(())
     }
+}
+
+/// Of what became of a deletion.
+fn refused(app: &AppId, number: VersionNumber, outcome: DeleteVersion) -> Result<(), Error> {
+    Err(match outcome {
+        DeleteVersion::Deleted => return Ok(()),
+        DeleteVersion::NotFound => serving::Error::UnknownVersion { app: app.clone(), number }.into(),
+        DeleteVersion::Active => Error::Active(number),
+        DeleteVersion::Building => Error::Building(number),
+        DeleteVersion::NeededByEvents(events) => Error::NeededByEvents { number, events },
+    })
 }
