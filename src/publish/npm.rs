@@ -1,6 +1,7 @@
 //! Real `npm`, in a sandbox, with the operator's registry settings and nothing of the tenant's.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -130,7 +131,10 @@ impl Npm {
         let home = tempfile::Builder::new()
             .prefix("npm-home-")
             .tempdir_in(directory.parent().unwrap_or(directory))
-            .map_err(|err| InstallError::Broken(err.to_string()))?;
+            .map_err(|err| match err.kind() {
+                ErrorKind::StorageFull | ErrorKind::QuotaExceeded => InstallError::DiskFull(err.kind().to_string()),
+                _ => InstallError::Broken(err.to_string()),
+            })?;
         let mut args = vec![self.cli.display().to_string()];
         args.extend_from_slice(arguments);
         let spec = Spec {
@@ -149,7 +153,7 @@ impl Npm {
         let broken = |err: &dyn std::fmt::Display| InstallError::Broken(err.to_string());
         let mut child = self.sandbox.spawn(spec).await.map_err(|err| broken(&err))?;
         let pipes = child.take_pipes().ok_or_else(|| broken(&"no pipes"))?;
-        let mut output = Output::new(progress, directory);
+        let mut output = Output::new(progress, directory, &self.cli);
         let watched = self.watch(&mut child, pipes.stdout, pipes.stderr, directory, &mut output).await;
         // Dead and waited for before anybody removes its directory.
         child.kill();
@@ -288,14 +292,18 @@ async fn fill(stream: &mut Stream) -> bool {
 /// Passes npm's lines on, and keeps what explains a failure.
 struct Output<'a> {
     progress: &'a Progress,
-    directory: String,
+    /// Directories of this machine, the inner ones first, and what is told in their place.
+    machine: Vec<(String, &'static str)>,
     reported: usize,
     tail: VecDeque<String>,
 }
 
 impl<'a> Output<'a> {
-    fn new(progress: &'a Progress, directory: &Path) -> Self {
-        Self { progress, directory: format!("{}/", directory.display()), reported: 0, tail: VecDeque::new() }
+    fn new(progress: &'a Progress, directory: &Path, cli: &Path) -> Self {
+        let npm = cli.parent().and_then(Path::parent);
+        let machine = [(Some(directory), ""), (directory.parent(), ""), (npm, "npm/")];
+        let shown = |(path, shown): (Option<&Path>, _)| Some((format!("{}/", path?.display()), shown));
+        Self { progress, machine: machine.into_iter().filter_map(shown).collect(), reported: 0, tail: VecDeque::new() }
     }
 
     fn take_lines(&mut self, stream: &mut Stream, open: bool) {
@@ -314,7 +322,13 @@ impl<'a> Output<'a> {
     }
 
     fn line(&mut self, line: &str) {
-        let mut line = line.trim_end().replace(&self.directory, "");
+        if is_stack_of_npm(line) {
+            return;
+        }
+        let mut line = line.trim_end().to_owned();
+        for (directory, shown) in &self.machine {
+            line = line.replace(directory, shown);
+        }
         line.truncate(line.floor_char_boundary(LINE_BYTES_MAX));
         if line.is_empty() {
             return;
@@ -354,6 +368,16 @@ impl<'a> Output<'a> {
     }
 }
 
+/// Of npm's own code: it explains nothing to a tenant, and names our paths.
+fn is_stack_of_npm(line: &str) -> bool {
+    let told = line.strip_prefix("npm error").or_else(|| line.strip_prefix("npm ERR!"));
+    told.is_some_and(|told| {
+        let told = told.trim_start();
+        let told = told.strip_prefix("stack").map_or(told, str::trim_start);
+        told.starts_with("at ") && (told.contains(".js:") || told.contains("node:") || told.contains("<anonymous>"))
+    })
+}
+
 fn classify(code: String, reason: String) -> InstallError {
     const AWAY: [&str; 14] = [
         "ECONNREFUSED",
@@ -364,17 +388,19 @@ fn classify(code: String, reason: String) -> InstallError {
         "EHOSTUNREACH",
         "ENETUNREACH",
         "ERR_SOCKET_TIMEOUT",
-        "E500",
-        "E502",
-        "E503",
-        "E504",
-        "E429",
+        "EPIPE",
         "ERR_SOCKET_CLOSED",
+        "ERR_STREAM_PREMATURE_CLOSE",
+        "E408",
+        "E425",
+        "E429",
     ];
     if code == "ENOSPC" || code == "EDQUOT" || reason.contains("ENOSPC") {
         return InstallError::DiskFull(reason);
     }
-    if AWAY.contains(&code.as_str()) {
+    // Whatever a registry, or what stands before it, says of itself: E500, E503, Cloudflare's E52x.
+    let of_server = code.len() == 4 && code.starts_with("E5") && code[2..].bytes().all(|byte| byte.is_ascii_digit());
+    if of_server || AWAY.contains(&code.as_str()) {
         return InstallError::RegistryAway { code, reason };
     }
     let code = if code.is_empty() { "unknown".to_owned() } else { code };
@@ -388,13 +414,16 @@ mod tests {
     #[test]
     fn npms_words_become_the_reason() {
         let progress = Progress::nowhere();
-        let mut output = Output::new(&progress, Path::new("/tmp/x"));
+        let mut output =
+            Output::new(&progress, Path::new("/data/tmp/layer-x"), Path::new("/usr/lib/npm/bin/npm-cli.js"));
         for line in [
             "npm http fetch GET 404 registry 40ms",
             "npm error code E404",
             "npm error 404 Not Found - GET nope",
             "npm error",
-            "npm error A complete log of this run can be found in: /tmp/x/_logs",
+            "npm error     at onread (/usr/lib/npm/lib/x.js:1:2)",
+            "npm error stack at Object.<anonymous> (node:fs:1:2)",
+            "npm error A complete log of this run can be found in: /data/tmp/npm-home-y/_logs",
         ] {
             output.line(line);
         }
@@ -403,10 +432,35 @@ mod tests {
     }
 
     #[test]
+    fn paths_of_the_machine_are_not_told() {
+        let (progress, mut steps) = Progress::new();
+        let mut output =
+            Output::new(&progress, Path::new("/data/tmp/layer-x"), Path::new("/usr/lib/npm/bin/npm-cli.js"));
+        for line in [
+            "npm error path /data/tmp/layer-x/node_modules/a",
+            "npm error enoent /data/tmp/npm-home-y/cache",
+            "npm error syscall open /usr/lib/npm/lib/cli.js",
+            "    at script (/data/tmp/layer-x/node_modules/a/install.js:1:1)",
+        ] {
+            output.line(line);
+        }
+        let told: Vec<String> = std::iter::from_fn(|| steps.try_recv().ok()).map(|step| step.message).collect();
+        let expected = [
+            "npm error path node_modules/a",
+            "npm error enoent npm-home-y/cache",
+            "npm error syscall open npm/lib/cli.js",
+            "    at script (node_modules/a/install.js:1:1)",
+        ];
+        assert_eq!(told, expected);
+    }
+
+    #[test]
     fn each_code_has_its_class() {
         let class = |code: &str, reason: &str| classify(code.to_owned(), reason.to_owned());
-        assert!(matches!(class("ECONNREFUSED", "x"), InstallError::RegistryAway { .. }));
-        assert!(matches!(class("E503", "x"), InstallError::RegistryAway { .. }));
+        for code in ["ECONNREFUSED", "E503", "E522", "E408", "EPIPE", "ERR_STREAM_PREMATURE_CLOSE"] {
+            assert!(matches!(class(code, "x"), InstallError::RegistryAway { .. }), "{code}");
+        }
+        assert!(matches!(class("E404", "x"), InstallError::Failed { .. }));
         assert!(matches!(class("ETARGET", "x"), InstallError::Failed { .. }));
         assert!(matches!(class("ENOSPC", "x"), InstallError::DiskFull(_)));
         assert!(matches!(class("", "write ENOSPC"), InstallError::DiskFull(_)));
