@@ -1,6 +1,6 @@
 //! What a JavaScript module says about itself: its imports, exports and free names, and where they stand.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ops::Range;
 
 use swc_common::{Mark, Span, Spanned, SyntaxContext};
@@ -67,6 +67,25 @@ pub(super) struct Facts {
     /// Top-level functions, classes and variables.
     pub declared: BTreeSet<String>,
     pub exported: BTreeSet<String>,
+    /// Top-level classes, and where they begin.
+    pub classes: BTreeMap<String, usize>,
+    /// Where a class begins that is the default export.
+    pub default_class: Option<usize>,
+    /// The name of what is the default export.
+    pub default_name: Option<String>,
+}
+
+impl Facts {
+    /// Where a class begins that the runtime would take for the handler, and could not call.
+    pub fn class_as_handler(&self) -> Option<usize> {
+        const HANDLER: &str = "handleEvent";
+        let named = self.declared.contains(HANDLER) || self.exported.contains(HANDLER);
+        match self.classes.get(HANDLER) {
+            Some(at) => Some(*at),
+            None if named => None,
+            None => self.default_class.or_else(|| self.classes.get(self.default_name.as_ref()?).copied()),
+        }
+    }
 }
 
 /// Must run inside of swc's `GLOBALS`. `base` is where the text begins in the source map.
@@ -135,7 +154,11 @@ impl Analysis {
         let mut names = Names::default();
         match declaration {
             Decl::Fn(function) => names.0.push(function.ident.sym.to_string()),
-            Decl::Class(class) => names.0.push(class.ident.sym.to_string()),
+            Decl::Class(class) => {
+                let at = self.range(class.class.span).start;
+                self.facts.classes.insert(class.ident.sym.to_string(), at);
+                names.0.push(class.ident.sym.to_string());
+            }
             Decl::Var(variables) => variables.decls.iter().for_each(|one| one.name.visit_with(&mut names)),
             _ => {}
         }
@@ -232,6 +255,22 @@ impl Visit for Analysis {
             DefaultDecl::TsInterfaceDecl(_) => None,
         };
         self.facts.declared.extend(ident.map(|ident| ident.sym.to_string()));
+        if matches!(export.decl, DefaultDecl::Class(_)) {
+            self.facts.default_class = Some(self.range(export.span).start);
+        }
+        export.visit_children_with(self);
+    }
+
+    fn visit_export_default_expr(&mut self, export: &ExportDefaultExpr) {
+        let mut expr = &*export.expr;
+        while let Expr::Paren(inner) = expr {
+            expr = &inner.expr;
+        }
+        match expr {
+            Expr::Ident(ident) => self.facts.default_name = Some(ident.sym.to_string()),
+            Expr::Class(class) => self.facts.default_class = Some(self.range(class.class.span).start),
+            _ => {}
+        }
         export.visit_children_with(self);
     }
 

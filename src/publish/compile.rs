@@ -78,9 +78,21 @@ fn diagnose<'t>(
     problems.truncate(ERRORS_MAX);
     let tell = |(offset, message)| {
         let (text, (line, column)) = locate(offset);
-        Diagnostic::at(path, text, line, column, message)
+        let at = text.split('\n').nth(line as usize - 1).and_then(|line| line.chars().nth(column as usize - 1));
+        Diagnostic::at(path, text, line, column, plainly(message, at))
     };
     problems.into_iter().map(tell).collect()
+}
+
+/// Where swc names settings of its own, or says nothing of the cause.
+fn plainly(message: String, at: Option<char>) -> String {
+    if message.contains("explicitResourceManagement") {
+        return "`using` is not supported: Node 20 does not have it".to_owned();
+    }
+    match at {
+        Some('@') => "Decorators are not supported: Node does not have them".to_owned(),
+        _ => message,
+    }
 }
 
 /// Blanks the types out. What that cannot express (enums, namespaces, parameter properties) is transformed instead.

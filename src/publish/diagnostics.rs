@@ -5,7 +5,7 @@ use std::fmt;
 /// One error in a source file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Diagnostic {
-    /// `SYNTAX_ERROR` or `MODULE_NOT_FOUND`.
+    /// `SYNTAX_ERROR`, `MODULE_NOT_FOUND`…
     pub code: &'static str,
     pub file: String,
     /// From 1.

@@ -36,6 +36,11 @@ pub(super) struct Module {
 impl Module {
     pub fn new(script: Script, role: Role) -> Result<Self, Vec<Diagnostic>> {
         let elided = if is_typescript(&script.path) { elide(&script) } else { Vec::new() };
+        if let Some(at) = script.facts.class_as_handler().filter(|_| role.function) {
+            let problem = "The handler is a class: export a function (event, context) instead".to_owned();
+            let diagnostics = script.diagnose(vec![(at, problem)]);
+            return Err(diagnostics.into_iter().map(|one| one.with_code("INVALID_HANDLER")).collect());
+        }
         let left = script.facts.declarations.iter().find(|range| !is_blanked(&elided, range));
         let left = left.map(|range| range.start);
         let kind = decide(&script, left, role).map_err(|problem| script.diagnose(vec![problem]))?;
