@@ -38,6 +38,9 @@ pub(super) enum BindingKind {
 #[derive(Debug)]
 pub(super) struct Binding {
     pub kind: BindingKind,
+    pub local: String,
+    /// Its name where it comes from.
+    pub imported: String,
     pub range: Range<usize>,
     pub used: bool,
 }
@@ -47,7 +50,23 @@ pub(super) struct Import {
     pub range: Range<usize>,
     /// Where its specifier begins.
     pub from: usize,
+    pub source: String,
     pub bindings: Vec<Binding>,
+}
+
+/// One name of `export { … }`.
+#[derive(Debug)]
+pub(super) struct Export {
+    /// Of the name.
+    pub range: Range<usize>,
+    /// Of the whole declaration.
+    pub declaration: Range<usize>,
+    /// The name here, or in `source`.
+    pub name: String,
+    pub exported: String,
+    pub source: Option<String>,
+    /// Whether something at run time has this name here.
+    pub bound: bool,
 }
 
 /// Offsets are bytes of the text that was parsed.
@@ -56,6 +75,9 @@ pub(super) struct Facts {
     pub imports: Vec<Import>,
     /// `export {} from '…'`.
     pub empty_exports: Vec<Range<usize>>,
+    pub exports: Vec<Export>,
+    /// `export * from '…'`.
+    pub stars: Vec<String>,
     /// Every import and export declaration.
     pub declarations: Vec<Range<usize>>,
     pub specifiers: Vec<Specifier>,
@@ -173,7 +195,16 @@ impl Analysis {
                     if let (None, ModuleExportName::Ident(ident)) = (&export.src, &named.orig) {
                         ident.visit_with(self);
                     }
-                    export_name(named.exported.as_ref().unwrap_or(&named.orig))
+                    let exported = export_name(named.exported.as_ref().unwrap_or(&named.orig));
+                    self.facts.exports.push(Export {
+                        range: self.range(named.span),
+                        declaration: self.range(export.span),
+                        name: export_name(&named.orig),
+                        exported: exported.clone(),
+                        source: export.src.as_ref().map(|src| src.value.as_str().unwrap_or_default().to_owned()),
+                        bound: !matches!(&named.orig, ModuleExportName::Ident(ident) if ident.ctxt == self.free),
+                    });
+                    exported
                 }
                 ExportSpecifier::Namespace(namespace) => export_name(&namespace.name),
                 ExportSpecifier::Default(default) => default.exported.sym.to_string(),
@@ -219,11 +250,18 @@ impl Visit for Analysis {
                 ImportSpecifier::Namespace(one) => (BindingKind::Namespace, &one.local),
                 ImportSpecifier::Named(one) => (BindingKind::Named, &one.local),
             };
+            let imported = match specifier {
+                ImportSpecifier::Named(one) => one.imported.as_ref().map(export_name),
+                _ => None,
+            };
             self.bindings.push(local.to_id());
-            bindings.push(Binding { kind, range: self.range(specifier.span()), used: false });
+            let (range, local) = (self.range(specifier.span()), local.sym.to_string());
+            let imported = imported.unwrap_or_else(|| local.clone());
+            bindings.push(Binding { kind, local, imported, range, used: false });
         }
         let from = self.range(import.src.span).start;
-        self.facts.imports.push(Import { range, from, bindings });
+        let source = import.src.value.as_str().unwrap_or_default().to_owned();
+        self.facts.imports.push(Import { range, from, source, bindings });
         self.specifier(&import.src, Form::Static, import.with.is_some());
     }
 
@@ -239,6 +277,7 @@ impl Visit for Analysis {
     }
 
     fn visit_export_all(&mut self, export: &ExportAll) {
+        self.facts.stars.push(export.src.value.as_str().unwrap_or_default().to_owned());
         self.specifier(&export.src, Form::Static, export.with.is_some());
     }
 

@@ -11,6 +11,7 @@ mod environment;
 mod error;
 mod functions;
 mod layer;
+mod link;
 mod lockfile;
 mod modules;
 mod npm;
@@ -26,6 +27,7 @@ mod sources;
 mod tests;
 mod transpile;
 mod turns;
+mod types;
 
 pub use diagnostics::Diagnostic;
 pub use error::InvalidSpec;

@@ -1,5 +1,6 @@
 //! Decides how Node shall load a file, and patches its text for that: byte edits that keep every line where it is.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 use super::analysis::{BindingKind, Form, Import, Specifier};
@@ -46,6 +47,20 @@ impl Module {
         let kind = decide(&script, left, role).map_err(|problem| script.diagnose(vec![problem]))?;
         let emitted = emitted_path(&script.path, kind);
         Ok(Self { script, kind, emitted, role, elided })
+    }
+
+    /// Whether the runtime's own lines export it.
+    pub fn adds_export(&self, name: &str) -> bool {
+        self.kind == ModuleKind::Esm && self.own_names().any(|own| own == name)
+    }
+
+    /// Leaves out what turned out to name types only: exports by their index, and names of imports (which import, which name).
+    pub fn elide_types(&mut self, exports: &BTreeSet<usize>, imports: &[(usize, usize)]) {
+        for (import, binding) in imports {
+            self.script.facts.imports[*import].bindings[*binding].used = false;
+        }
+        self.elided = elide(&self.script);
+        self.elided.extend(elide_exports(&self.script, exports));
     }
 
     /// The text to load, or what it names and nobody has.
@@ -194,11 +209,7 @@ fn emitted_path(path: &str, kind: ModuleKind) -> String {
 /// Blanks imports that no value is read from, as tsc does: what is left of a type would not be found at run time.
 fn elide(script: &Script) -> Vec<Edit> {
     let text = script.text.as_str();
-    let whole = |range: &Range<usize>| {
-        let mut edit = blank(text, range.clone());
-        edit.text.replace_range(..1, ";"); // What stood before must not run into what comes after.
-        edit
-    };
+    let whole = |range: &Range<usize>| blank_statement(text, range);
     let mut edits: Vec<Edit> = script.facts.empty_exports.iter().map(whole).collect();
     for import in &script.facts.imports {
         let nothing = import.bindings.is_empty() && find_token(text, import.range.start..import.from, '{').is_none();
@@ -209,6 +220,26 @@ fn elide(script: &Script) -> Vec<Edit> {
             edits.extend(elide_bindings(text, import));
         } else {
             edits.push(whole(&import.range));
+        }
+    }
+    edits
+}
+
+fn elide_exports(script: &Script, types: &BTreeSet<usize>) -> Vec<Edit> {
+    let (text, all) = (script.text.as_str(), &script.facts.exports);
+    // Declarations that export something besides.
+    let kept: BTreeSet<usize> =
+        all.iter().enumerate().filter(|(at, _)| !types.contains(at)).map(|(_, one)| one.declaration.start).collect();
+    let mut gone = BTreeSet::new();
+    let mut edits = Vec::new();
+    for (at, export) in types.iter().map(|at| (*at, &all[*at])) {
+        if kept.contains(&export.declaration.start) {
+            let next = all.get(at + 1).filter(|next| next.declaration == export.declaration);
+            let end = next.map_or(export.declaration.end, |next| next.range.start);
+            let comma = find_token(text, export.range.end..end, ',').map_or(export.range.end, |comma| comma + 1);
+            edits.push(blank(text, export.range.start..comma));
+        } else if gone.insert(export.declaration.start) {
+            edits.push(blank_statement(text, &export.declaration));
         }
     }
     edits
@@ -259,6 +290,12 @@ fn blank(text: &str, range: Range<usize>) -> Edit {
         std::iter::repeat_n(if newline { c } else { ' ' }, if newline { 1 } else { c.len_utf16() })
     });
     Edit { text: spaces.collect(), range }
+}
+
+fn blank_statement(text: &str, range: &Range<usize>) -> Edit {
+    let mut edit = blank(text, range.clone());
+    edit.text.replace_range(..1, ";"); // What stood before must not run into what comes after.
+    edit
 }
 
 fn is_blanked(edits: &[Edit], range: &Range<usize>) -> bool {

@@ -1,5 +1,7 @@
 //! Whole projects, transpiled and then loaded by a real Node.
 
+mod names;
+
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -524,43 +526,4 @@ fn what_is_handed_on_may_cross_threads() {
     plain::<Project>();
     plain::<Built>();
     plain::<InvalidSpec>();
-}
-
-#[test]
-fn what_node_does_not_have_is_said_so() {
-    for (path, source, at, said) in [
-        ("a.ts", "{ using a = f(); }", (1, 3), "`using` is not supported"),
-        ("a.js", "async () => { await using a = g(); }", (1, 15), "`using` is not supported"),
-        ("a.ts", "x\n  @dec class A {}", (2, 3), "Decorators are not supported"),
-        ("a.js", "class A { @dec b() {} }", (1, 11), "Decorators are not supported"),
-    ] {
-        let (diagnostics, reason) = refused(&[(path, source)]);
-        assert_eq!((reason, diagnostics[0].line, diagnostics[0].column), ("SYNTAX_ERROR", at.0, at.1), "{source}");
-        assert!(diagnostics[0].message.contains(said), "{source}: {}", diagnostics[0].message);
-    }
-}
-
-#[test]
-fn a_class_is_no_handler() {
-    for (source, at) in [
-        ("export default class { handleEvent() {} }", (1, 1)),
-        ("import 'os';\nexport default class Handler {}", (2, 1)),
-        ("class Handler {}\nexport default Handler;", (1, 1)),
-        ("export default (class {});", (1, 17)),
-        ("export class handleEvent {}", (1, 8)),
-        ("class handleEvent {}", (1, 1)),
-    ] {
-        let (diagnostics, reason) = refused(&[(FUNCTION, source)]);
-        let found = (reason, diagnostics[0].line, diagnostics[0].column);
-        assert_eq!(found, ("INVALID_HANDLER", at.0, at.1), "{source}");
-        assert!(diagnostics[0].message.contains("class"), "{source}");
-    }
-    for source in [
-        "export default class {} export const handleEvent = () => 1;",
-        "class Other {}; export default () => new Other();",
-        "export default class {} function handleEvent() {}",
-    ] {
-        built(&[(FUNCTION, source)]);
-    }
-    built(&[("lib/a.ts", "export default class {}")]);
 }

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use super::compile::compile;
 use super::diagnostics::Diagnostic;
 use super::error::InvalidSpec;
+use super::link::link;
 use super::modules::{Module, Role};
 use super::project::Project;
 use super::resolve::Names;
@@ -91,25 +92,26 @@ pub fn transpile(project: &Project) -> Result<Built, InvalidSpec> {
 }
 
 fn build(project: &Project) -> Result<Built, InvalidSpec> {
-    let modules = compile_all(project)?;
+    let mut modules = compile_all(project)?;
     let mut names = Names::default();
-    let mut sources_of: BTreeMap<String, &str> = BTreeMap::new();
+    let mut sources_of: BTreeMap<String, String> = BTreeMap::new();
     let mut copied = BTreeMap::new();
-    let emitted = modules.iter().map(|module| (module.script.path.as_str(), module.emitted.clone()));
+    let emitted = modules.iter().map(|module| (module.script.path.clone(), module.emitted.clone()));
     let others = project.files.iter().filter(|(path, _)| is_copied(path));
     for (path, content) in others.clone() {
         copied.insert(path.clone(), content.clone());
     }
-    for (path, emitted) in emitted.chain(others.map(|(path, _)| (path.as_str(), path.clone()))) {
-        if let Some(first) = sources_of.insert(emitted.clone(), path) {
-            return Err(InvalidSpec::DuplicateModule { first: first.to_owned(), second: path.to_owned(), emitted });
+    for (path, emitted) in emitted.chain(others.map(|(path, _)| (path.clone(), path.clone()))) {
+        if let Some(first) = sources_of.insert(emitted.clone(), path.clone()) {
+            return Err(InvalidSpec::DuplicateModule { first, second: path, emitted });
         }
-        names.0.insert(path.to_owned(), emitted);
+        names.0.insert(path, emitted);
     }
     if project.files.contains_key(PACKAGE) {
         names.0.insert(PACKAGE.to_owned(), PACKAGE.to_owned());
     }
     copied.insert(PACKAGE.to_owned(), project.package.emitted().into());
+    finish(link(&mut modules, &names), ())?;
     emit_all(modules, &names, copied)
 }
 

@@ -142,6 +142,40 @@ async fn stacks_are_in_the_tenants_own_lines_also_where_typescript_had_to_be_tra
     server.stop().await;
 }
 
+#[tokio::test]
+async fn what_only_typescript_has_runs_or_is_refused_with_its_place() {
+    let server = TestServer::start().await;
+    let files = [
+        (
+            "functions/UserAttemptedStartSession.ts",
+            "import { Shape, area, Unit } from '../lib/shapes';\nimport greet from '../lib/greet';\nexport { Shape };\n\
+             export const handleEvent = (event: { username: string }): Shape => ({ area: area(3), unit: Unit.Metre, text: greet(event.username) });",
+        ),
+        (
+            "lib/shapes.ts",
+            "interface Shape { area: number; unit: string; text: string }\nenum Unit { Metre = 'm' }\n\
+             namespace Squares { export const of = (side: number) => side * side; }\nconst area = Squares.of;\nexport { Shape, Unit, area };",
+        ),
+        ("lib/greet.cts", "import os = require('os');\nexport = (name: string) => os.EOL.trim() + `hi ${name}`;"),
+    ];
+    let app = server.deploy("demo", &files).await;
+    assert_eq!(app.login("jane").await.json(), json!({ "area": 9, "unit": "m", "text": "hi jane" }));
+    for (source, wanted, place) in [
+        ("@log class A {}\nexports.handleEvent = () => 1;", "SYNTAX_ERROR", ":1:1: Decorators"),
+        ("import 'os';\nexport default class { run() {} }", "INVALID_HANDLER", ":2:1: The handler is a class"),
+        (
+            "export const handleEvent = () => 1;\nexport { Nowhere };",
+            "EXPORT_NOT_FOUND",
+            ":2:10: There is nothing named",
+        ),
+    ] {
+        let message = server.refuse(login("demo", source), Code::InvalidArgument, wanted).await;
+        assert!(message.contains(&format!("functions/UserAttemptedStartSession.ts{place}")), "{message}");
+        assert!(message.contains('^'), "{message}");
+    }
+    server.stop().await;
+}
+
 /// What we put before a file's first line is not the tenant's.
 #[tokio::test]
 async fn columns_on_the_first_line_are_the_tenants_own() {
