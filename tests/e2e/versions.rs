@@ -55,21 +55,20 @@ async fn a_version_keeps_its_files_until_its_last_invocation_has_ended() {
         Publish::login("demo", source).timeout(Duration::from_secs(60)).file("lib/lazy.js", lazy)
     };
     let app = slow().on(&server).await;
-    let call = async |milliseconds: &str| {
-        let (app, milliseconds) = (app.clone(), milliseconds.to_owned());
-        let running = tokio::spawn(async move { app.login(&milliseconds).await });
-        let busy = || async { server.app("demo").pool().await.workers_busy == 1 };
-        wait_until("it runs", async || busy().await).await;
-        running
+    let call = |milliseconds: &'static str| {
+        let app = app.clone();
+        tokio::spawn(async move { app.login(milliseconds).await })
     };
-    let short = call("2000").await;
+    let short = call("2000");
+    wait_until("it runs", async || app.pool().await.workers_busy == 1).await;
     server.publish(answering("demo", "two")).await.expect("publishes");
     app.delete(1).await.expect("deletes once it has ended");
     assert_eq!(short.await.expect("answers").json(), "loaded late");
     assert_eq!(server.artifacts("demo").len(), 1);
 
     slow().on(&server).await;
-    let long = call("12000").await;
+    let long = call("12000");
+    wait_until("it runs", async || app.pool().await.workers_busy == 1).await;
     server.publish(answering("demo", "four")).await.expect("publishes");
     let status = app.delete(3).await.expect_err("it runs for longer than a delete waits");
     assert_eq!(reason(&status), (Code::FailedPrecondition, "VERSION_STILL_RUNNING".to_owned()));
