@@ -37,7 +37,8 @@ for (const [name, body] of [
   test(`an uncaught ${name} is blamed on its own invocation only`, async (t) => {
     const worker = await serve(t, `exports.handleEvent = async (event, context) => {
       console.log('in ' + event); if (event === 'culprit') { await 1; ${body} } ${NEVER} };`, { concurrency: 3 });
-    const [a, culprit, b] = [worker.invoke('a'), worker.invoke('culprit', { timeoutMs: 50 }), worker.invoke('b')];
+    // The culprit last: requests are taken in order, so the others are in flight when it fails.
+    const [a, b, culprit] = [worker.invoke('a'), worker.invoke('b'), worker.invoke('culprit', { timeoutMs: 50 })];
     assert.deepEqual((await culprit).result.outcome.failed.kind, 'CRASHED');
     assert.deepEqual((await culprit).result.outcome.failed.message, 'mine');
     for (const sibling of [a, b]) assert.equal((await sibling).result.outcome.failed.kind, 'COLLATERAL');
