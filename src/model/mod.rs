@@ -4,6 +4,7 @@
 
 mod ids;
 mod invocation;
+mod isolation;
 mod limits;
 mod trigger;
 mod version;
@@ -13,6 +14,7 @@ pub use invocation::{
     DecidedBy, Denial, Event, EventState, FailureKind, FunctionFailure, Invocation, InvocationStatus, LogLevel,
     LogLine, LogSource, Outcome, RawJson, Timings, Verdict,
 };
+pub use isolation::{Layer, LayerName, Mode, Report};
 pub use limits::{Limits, LimitsError};
 pub use trigger::{Catalogue, CatalogueError, Trigger, TriggerDeclaration, TriggerType};
 pub use version::{FailureAction, FailurePolicy, Function, FunctionModule, Module, RetryPolicy, Version, VersionState};
