@@ -12,6 +12,8 @@
 #![allow(unsafe_code, reason = "fork, exec and wait need it; every block says why it is sound")]
 
 mod broker;
+#[allow(dead_code, reason = "the launcher uses it once children are confined")]
+mod cgroup;
 mod launch;
 mod message;
 mod tree;
