@@ -14,6 +14,8 @@
 mod broker;
 #[allow(dead_code, reason = "the launcher uses it once children are confined")]
 mod cgroup;
+#[allow(dead_code, reason = "the launcher uses it once children are confined")]
+pub mod egress;
 mod launch;
 mod message;
 mod tree;
