@@ -16,8 +16,16 @@ mod broker;
 mod cgroup;
 #[allow(dead_code, reason = "the launcher uses it once children are confined")]
 pub mod egress;
+#[allow(dead_code, reason = "the launcher uses it once children are confined")]
+mod landlock;
 mod launch;
 mod message;
+#[allow(dead_code, reason = "the launcher uses it once children are confined")]
+mod seccomp;
+#[allow(dead_code, reason = "the launcher uses it once children are confined")]
+mod syscalls;
+#[cfg(test)]
+mod testing;
 mod tree;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
