@@ -21,6 +21,8 @@ mod progress;
 mod project;
 mod publisher;
 mod registries;
+#[allow(dead_code, unused_imports, reason = "npm uses it once its sandbox has no other way out")]
+mod registry;
 mod resolve;
 mod sources;
 #[cfg(test)]
