@@ -13,7 +13,7 @@ const { initialize } = require('./initialization.js');
 const { begin, createInvocation, fail } = require('./invocation.js');
 const logs = require('./logs.js');
 const scope = require('./scope.js');
-const { hideShim } = require('./surroundings.js');
+const { hideShim, showCpus } = require('./surroundings.js');
 const { quote } = require('./text.js');
 
 const NOT_JSON = -32700;
@@ -129,6 +129,7 @@ const own = (object, key) => (hasOwn(object, key) ? object[key] : undefined);
 
 captureConsole();
 faults.install();
+showCpus();
 hideShim();
 channel.listen(dispatch);
 channel.notify('ready', `{"node":${quote(process.version)}}`);

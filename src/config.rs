@@ -13,7 +13,9 @@ use serde::{Deserialize, Serialize};
 
 use environment::Environment;
 
-use crate::model::TriggerDeclaration;
+use crate::model::{AppId, LayerName, Mode, TriggerDeclaration};
+use crate::sandbox::egress::policy::{self, Rule};
+use crate::sandbox::egress::{Cidr, Policy};
 
 /// Every setting, with its default. The README's table is made from these comments.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -101,10 +103,78 @@ pub struct Config {
     #[serde(with = "duration")]
     pub drain_timeout: Duration,
 
+    /// How tenants' code is confined: a table, see below.
+    pub isolation: Isolation,
+    /// What functions can reach over the network: a table, see below.
+    pub egress: Egress,
+    /// Runs tenants' code with limits only. Better as the flag `--insecure-no-sandbox`, which is seen.
+    pub insecure_no_sandbox: bool,
+
     /// `text` or `json`, on stderr.
     pub log_format: LogFormat,
     /// As `RUST_LOG`: `info`, `chatfn=debug,warn`…
     pub log_level: String,
+}
+
+/// How tenants' code is confined.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Isolation {
+    /// `full`, `userns` or `landlock`. Default: the best that works.
+    pub mode: Option<Mode>,
+    /// Layers without which the service refuses to start, by the names that `chatfn doctor` tells.
+    #[serde(deserialize_with = "json_text::deserialize")]
+    pub require: Vec<LayerName>,
+    /// Start although nothing keeps workers of different apps from each other: for one app alone.
+    pub single_tenant: bool,
+}
+
+/// What functions can reach over the network, beyond what `limits.egress` says.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Egress {
+    /// Networks that nobody reaches although they are public: the cluster's, the nodes' and the services' ranges. Private ones are
+    /// refused anyway.
+    #[serde(deserialize_with = "json_text::deserialize")]
+    pub deny: Vec<Cidr>,
+    /// What everybody with `public` reaches besides the web: `{network = "10.1.2.3", ports = [5432]}`.
+    #[serde(deserialize_with = "json_text::deserialize")]
+    pub allow: Vec<Rule>,
+    /// Domains that are not looked up, with all below them. Default: `cluster.local`, `internal`, `local` and their like.
+    pub names_refused: Option<Vec<String>>,
+    /// By app: all that it reaches with `dedicated`.
+    #[serde(deserialize_with = "json_text::deserialize")]
+    pub dedicated: BTreeMap<String, Dedicated>,
+}
+
+/// What one app reaches.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Dedicated {
+    #[serde(deserialize_with = "json_text::deserialize")]
+    pub allow: Vec<Rule>,
+    /// The address of this machine to connect from, for firewalls that know the app by it.
+    pub source: Option<std::net::IpAddr>,
+}
+
+impl Egress {
+    /// The rules of one app's workers. `egress`: as in `limits.egress`.
+    pub fn policy(&self, app: &AppId, egress: &str) -> Policy {
+        let kind = match egress {
+            "public" => policy::Egress::Public { allow: self.allow.clone() },
+            "dedicated" => {
+                let rules = self.dedicated.get(app.as_str()).cloned().unwrap_or_default();
+                policy::Egress::Dedicated { allow: rules.allow, source: rules.source }
+            }
+            _ => policy::Egress::None,
+        };
+        let mut policy = Policy::new(kind);
+        policy.deny = self.deny.clone();
+        if let Some(names) = &self.names_refused {
+            policy.names_refused = names.clone();
+        }
+        policy
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -149,6 +219,9 @@ impl Default for Config {
             install_bytes_max: 1 << 30,
             install_files_max: 200_000,
             drain_timeout: Duration::from_secs(30),
+            isolation: Isolation::default(),
+            egress: Egress::default(),
+            insecure_no_sandbox: false,
             log_format: LogFormat::Text,
             log_level: "info".to_owned(),
         }
@@ -225,6 +298,11 @@ impl Config {
             return Err(fail("it must hold at least 16 characters, e.g. from `openssl rand -hex 32`".to_owned()));
         }
         Ok(Some(token.to_owned()))
+    }
+
+    /// `None`: the best that works.
+    pub fn isolation_mode(&self) -> Option<Mode> {
+        if self.insecure_no_sandbox { Some(Mode::None) } else { self.isolation.mode }
     }
 
     /// Three quarters of what this process may use, where nothing is configured.

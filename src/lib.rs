@@ -21,6 +21,7 @@ pub mod config;
 pub mod dispatch;
 pub mod drain;
 pub mod history;
+pub mod host;
 pub mod invoke;
 pub mod model;
 pub mod pool;

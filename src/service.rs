@@ -2,13 +2,12 @@
 
 use std::fs::File;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context, bail};
-use nix::fcntl::{Flock, FlockArg};
-use rust_embed::RustEmbed;
+use anyhow::Context;
+use nix::fcntl::Flock;
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
@@ -23,20 +22,22 @@ use crate::config::Config;
 use crate::dispatch::{self, Dispatcher};
 use crate::drain::Drain;
 use crate::history::History;
+use crate::host::{self, Host};
 use crate::invoke::{self, Invoker};
-use crate::model::Catalogue;
+use crate::model::{Catalogue, Mode, Report};
 use crate::pool::{self, MemoryBudget};
-use crate::publish::{self, InstallLimits, Installer, Npm, Publisher, SourceLimits};
-use crate::sandbox::{ISOLATION_NOTICE, ResourceLimits, Sandbox, Spec};
+use crate::publish::{self, InstallLimits, Installer, Npm, Proxy, Publisher, Registries, SourceLimits};
+use crate::sandbox::Sandbox;
 use crate::serving::Serving;
 use crate::store::Store;
 use crate::worker;
 
-const NODE_MAJOR_MIN: u32 = 20;
 /// After the drain: for workers to end, connections to close and the history to be written, all together.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 /// Of which so much is left to the history and the store, whatever the steps before them take.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(4);
+/// After all of that, for the sandbox's broker, which has nothing left to end but itself.
+const SANDBOX_TIMEOUT: Duration = Duration::from_secs(2);
 /// A connection that never ends (a stream that nobody reads, hyper#4170) must not hold us.
 const CONNECTIONS_TIMEOUT: Duration = Duration::from_secs(2);
 /// HTTP/2 keepalive: a client that is half gone is noticed.
@@ -44,13 +45,6 @@ const KEEPALIVE: Duration = Duration::from_secs(30);
 const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(60);
 /// Rows removed in one transaction, so that writers in between wait little.
 const PURGE_BATCH: u32 = 1000;
-
-/// What runs inside workers, carried in this program.
-#[derive(RustEmbed)]
-#[folder = "node-shim"]
-#[include = "*.js"]
-#[exclude = "test/*"]
-struct Shim;
 
 /// A running service.
 pub struct Service {
@@ -77,21 +71,20 @@ impl Service {
     ///
     /// # Errors
     /// Says what is missing or wrong, and what to do.
-    pub async fn start(config: &Config, sandbox: Sandbox) -> anyhow::Result<Self> {
+    pub async fn start(config: &Config, host: Host, sandbox: Sandbox) -> anyhow::Result<Self> {
         let catalogue = Arc::new(Catalogue::new(&config.trigger_types)?);
         let token = config.operator_token()?;
-        let (node, npm) = find_tools(config)?;
-        let data = prepare_data_directory(&config.data_dir)?;
-        let lock = lock(&data)?;
+        host::check_isolation(config, sandbox.report())?;
+        let Host { node, npm, data, lock } = host;
         let artifacts = Artifacts::open(&data)?;
-        let shim = write_shim(&data)?;
-        let node_version = check_node(&sandbox, &node).await?;
+        let node_version = host::check_node(&sandbox).await?;
         let store = Store::open(&data.join("chatfn.db")).await?;
         store.abandon_invocations(SystemTime::now()).await?;
         store.release_claims().await?;
         let stop_history = CancellationToken::new();
         let (history, history_task) = History::start(store.clone(), config.log_line_bytes_max, stop_history.clone());
-        let workers = Arc::new(worker_config(config, &sandbox, node.clone(), shim, &artifacts, &history));
+        let workers =
+            Arc::new(worker_config(config, &sandbox, node.clone(), host::shim_directory(&data), &artifacts, &history));
         let budget = MemoryBudget::new(config.memory_budget());
         let serving = Serving::open(
             store.clone(),
@@ -116,7 +109,7 @@ impl Service {
                 sandbox: sandbox.clone(),
                 node,
                 cli: npm,
-                userconfig: userconfig(config),
+                proxy: registry_proxy(config)?,
                 limits: install_limits(config),
             },
             node_version,
@@ -128,14 +121,14 @@ impl Service {
             serving.clone(),
             Arc::clone(&catalogue),
             installer,
-            publish_settings(config),
+            publish_settings(config, sandbox.report()),
         );
         publisher.recover().await?;
         serving.preload().await?;
         let listener =
             TcpListener::bind(config.listen).await.with_context(|| format!("listen on {}", config.listen))?;
         let address = listener.local_addr()?;
-        announce(config, address, token.is_some(), budget.limit());
+        announce(config, address, token.is_some(), budget.limit(), sandbox.report());
         let drain = Drain::new().await;
         let routes = api::routes(
             Services {
@@ -145,6 +138,7 @@ impl Service {
                 store: store.clone(),
                 history,
                 catalogue,
+                isolation: sandbox.report().clone(),
                 drain: drain.clone(),
                 limits: MessageLimits {
                     event_bytes_max: config.event_bytes_max,
@@ -253,6 +247,7 @@ impl Service {
         })
         .await;
         step("close the store", end, self.store.close()).await;
+        step("end the sandbox", end + SANDBOX_TIMEOUT, self.sandbox.close()).await;
         tracing::info!("stopped");
     }
 }
@@ -304,108 +299,29 @@ async fn purge(store: &Store, config: &Config) -> Result<(), crate::store::Error
     store.shrink().await
 }
 
-/// Node and npm's npm-cli.js.
-///
-/// # Errors
-/// Says which is missing, and how to install or name it.
-pub fn find_tools(config: &Config) -> anyhow::Result<(PathBuf, PathBuf)> {
-    let find = |configured: &Option<PathBuf>, name: &str, install: &str| match configured {
-        Some(path) if path.exists() => Ok(path.clone()),
-        Some(path) => bail!("{name}: there is no {}", path.display()),
-        None => which::which(name)
-            .with_context(|| format!("{name} is not on PATH: {install}, or set `{name}` in the configuration")),
-    };
-    let node = find(
-        &config.node,
-        "node",
-        "install Node.js 20 or newer (https://nodejs.org; Debian 13: apt-get install nodejs)",
-    )?;
-    let npm = find(&config.npm, "npm", "install npm (Debian: apt-get install npm)")?;
-    // `npm` is a link to npm-cli.js; run with our Node it needs no shell and no other PATH.
-    let cli = npm.canonicalize().with_context(|| format!("resolve {}", npm.display()))?;
-    if cli.extension().is_none_or(|extension| extension != "js") {
-        bail!("npm: {} is not npm-cli.js; set `npm` to the npm-cli.js of your installation", cli.display());
-    }
-    Ok((node.canonicalize().unwrap_or(node), cli))
-}
-
-fn prepare_data_directory(path: &Path) -> anyhow::Result<PathBuf> {
-    use std::os::unix::fs::DirBuilderExt;
-    let mut builder = std::fs::DirBuilder::new();
-    builder
-        .recursive(true)
-        .mode(0o700)
-        .create(path)
-        .with_context(|| format!("make the data directory {}", path.display()))?;
-    path.canonicalize().with_context(|| format!("resolve the data directory {}", path.display()))
-}
-
-/// Two services on one directory would take each other's claims and files.
-fn lock(data: &Path) -> anyhow::Result<Flock<File>> {
-    let path = data.join("lock");
-    let file = File::options().create(true).truncate(false).write(true).open(&path);
-    let file = file.with_context(|| format!("open {}", path.display()))?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, err)| {
-        anyhow::anyhow!("{} is in use by another chatfn ({err}): stop it, or use another data_dir", data.display())
-    })
-}
-
-/// Written at each start: what runs in the workers is what this program was built with.
-fn write_shim(data: &Path) -> anyhow::Result<PathBuf> {
-    let directory = data.join("shim");
-    if directory.exists() {
-        std::fs::remove_dir_all(&directory).with_context(|| format!("replace {}", directory.display()))?;
-    }
-    std::fs::create_dir(&directory).with_context(|| format!("make {}", directory.display()))?;
-    for name in Shim::iter() {
-        let file = Shim::get(&name).context("an embedded file is there")?;
-        let path = directory.join(name.as_ref());
-        std::fs::write(&path, &file.data).with_context(|| format!("write {}", path.display()))?;
-    }
-    // CommonJS, whatever package.json stands above the data directory.
-    std::fs::write(directory.join("package.json"), "{\"type\":\"commonjs\"}\n")
-        .context("write the shim's package.json")?;
-    Ok(directory.join("main.js"))
-}
-
-/// `node --version`, through the sandbox: proves at once that workers can be started at all.
-async fn check_node(sandbox: &Sandbox, node: &Path) -> anyhow::Result<String> {
-    use tokio::io::AsyncReadExt;
-    let spec = Spec {
-        program: node.to_owned(),
-        args: vec!["--version".to_owned()],
-        environment: Default::default(),
-        directory: PathBuf::from("/"),
-        limits: ResourceLimits {
-            data_bytes: None,
-            open_files: 256,
-            file_bytes: None,
-            cpu: Some(Duration::from_secs(10)),
-        },
-        protocol: false,
-    };
-    let mut child = sandbox.spawn(spec).await?;
-    let mut pipes = child.take_pipes().context("the child has no pipes")?;
-    let mut text = String::new();
-    let read = timeout(Duration::from_secs(10), pipes.stdout.read_to_string(&mut text)).await;
-    read.context("`node --version` did not end")?.context("read `node --version`")?;
-    let version = text.trim().to_owned();
-    let major =
-        version.strip_prefix('v').and_then(|rest| rest.split('.').next()).and_then(|major| major.parse::<u32>().ok());
-    match major {
-        Some(major) if major >= NODE_MAJOR_MIN => Ok(version),
-        _ => bail!("{} is {version:?}: Node.js {NODE_MAJOR_MIN} or newer is needed", node.display()),
-    }
-}
-
-fn userconfig(config: &Config) -> Option<PathBuf> {
+/// Serves npm the operator's registries, as the operator's npm is configured.
+fn registry_proxy(config: &Config) -> anyhow::Result<Proxy> {
     let home = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".npmrc")).filter(|path| path.exists());
-    config.npm_userconfig.clone().or(home)
+    let userconfig = config.npm_userconfig.clone().or(home);
+    let environment =
+        std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    let registries = Registries::load(userconfig.as_deref(), environment).context("read npm's configuration")?;
+    Proxy::new(registries, publish::RegistryLimits::default()).context("set up the registry proxy")
 }
 
-fn announce(config: &Config, address: SocketAddr, has_token: bool, memory_budget: u64) {
+fn announce(config: &Config, address: SocketAddr, has_token: bool, memory_budget: u64, isolation: &Report) {
     tracing::info!(%address, data_dir = %config.data_dir.display(), memory_budget_mib = memory_budget >> 20, "chatfn serves");
-    tracing::warn!("{ISOLATION_NOTICE}");
+    let summary = isolation.summary();
+    if isolation.layers.iter().all(|layer| layer.active) {
+        tracing::info!("isolation: {summary}");
+    } else {
+        tracing::warn!("isolation: {summary}; `chatfn doctor` says what that means and what to change");
+    }
+    if isolation.mode == Mode::None {
+        tracing::warn!(
+            "isolation: --insecure-no-sandbox: tenants' code can do all that this user can: run trusted code only"
+        );
+    }
     if !has_token {
         tracing::warn!(
             "open: no operator_token_file is set, so everybody on this machine may publish and run code here"
@@ -434,6 +350,7 @@ fn worker_config(
             bytes_max: config.log_bytes_max,
             line_bytes_max: config.log_line_bytes_max,
         },
+        egress: config.egress.clone(),
         logs: history.lines(),
     }
 }
@@ -464,12 +381,13 @@ fn install_limits(config: &Config) -> InstallLimits {
     }
 }
 
-fn publish_settings(config: &Config) -> publish::Settings {
+fn publish_settings(config: &Config, isolation: &Report) -> publish::Settings {
     publish::Settings {
         waiting_max: config.builds_waiting_max,
         builds_max: config.builds_max,
         verify_timeout: config.ready_timeout + config.init_timeout + config.wait_max,
         source_limits: SourceLimits::default(),
         memory_bytes_max: config.memory_budget(),
+        single_tenant: config.isolation.single_tenant && !isolation.separates_tenants(),
     }
 }

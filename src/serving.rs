@@ -1,7 +1,6 @@
 //! Which version serves each app, and the pool that runs it.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
@@ -201,20 +200,18 @@ impl Serving {
         let shared = &self.shared;
         let directory = shared.artifacts.tree(&version.app, &version.digest);
         let layer = manifest.layer.as_ref().map(|key| shared.artifacts.layer_directory(&version.app, key));
-        let mut directories = vec![directory.as_path()];
-        directories.extend(layer.as_deref());
-        let shim = shared.workers.shim.parent().unwrap_or(Path::new("/"));
-        let paths = Paths::new(&directories, shim, renamed(manifest));
-        let program = Program {
+        let mut program = Program {
             app: version.app.clone(),
             version: version.number,
             directory,
+            layer,
             environment,
             init: manifest.init.clone(),
             functions: manifest.functions.clone(),
             limits: version.limits.clone(),
-            paths,
+            paths: Paths::default(),
         };
+        program.paths = shared.workers.paths(&program, renamed(manifest));
         let kill = {
             let mut routes = self.routes();
             routes.kill.entry(version.app.clone()).or_insert_with(|| shared.kill.child_token()).child_token()

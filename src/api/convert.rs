@@ -8,7 +8,7 @@ use tonic::Status;
 use crate::invoke::{Answer, Ran};
 use crate::model::{
     DecidedBy, Denial, FailureAction, FailureKind, Function, FunctionFailure, Invocation, InvocationStatus, Limits,
-    LogLevel, LogLine, LogSource, Outcome, RawJson, Timings, Verdict, Version, VersionNumber, VersionState,
+    LogLevel, LogLine, LogSource, Outcome, RawJson, Report, Timings, Verdict, Version, VersionNumber, VersionState,
 };
 use crate::pool::Figures;
 use crate::proto;
@@ -386,6 +386,17 @@ pub(super) fn log_entry(line: LogLine) -> proto::LogEntry {
         text: line.text,
         source: source.to_owned(),
     }
+}
+
+pub(super) fn isolation(report: &Report) -> proto::GetIsolationResponse {
+    let layers = report.layers.iter().map(|layer| proto::IsolationLayer {
+        name: layer.name.as_str().to_owned(),
+        active: layer.active,
+        proof: layer.proof.clone(),
+        consequence: if layer.active { String::new() } else { layer.name.consequence().to_owned() },
+        advice: if layer.active { String::new() } else { layer.name.advice().to_owned() },
+    });
+    proto::GetIsolationResponse { mode: report.mode.as_str().to_owned(), layers: layers.collect() }
 }
 
 pub(super) fn app(app: App, figures: Figures, queue: QueueFigures) -> proto::App {

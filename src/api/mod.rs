@@ -13,7 +13,7 @@ use tonic::service::Routes;
 use crate::drain::Drain;
 use crate::history::History;
 use crate::invoke::Invoker;
-use crate::model::Catalogue;
+use crate::model::{Catalogue, Report};
 use crate::proto;
 use crate::publish::Publisher;
 use crate::serving::Serving;
@@ -37,6 +37,7 @@ pub struct Services {
     pub history: History,
     pub catalogue: Arc<Catalogue>,
     pub drain: Drain,
+    pub isolation: Report,
     pub limits: MessageLimits,
 }
 

@@ -134,6 +134,7 @@ impl From<publish::Error> for Status {
             publish::Error::Invalid(err) => invalid(err.reason(), message),
             publish::Error::BaseMoved { .. } => failed("BASE_VERSION_MOVED"),
             publish::Error::KeyReused(_) => failed("IDEMPOTENCY_KEY_REUSED"),
+            publish::Error::SingleTenant { .. } => failed("SINGLE_TENANT"),
             publish::Error::Install(err) => install_status(&err, message),
             publish::Error::Verify(_) => failed("VERIFICATION_FAILED"),
             publish::Error::AtCapacity(_) => with_retry(Code::ResourceExhausted, "AT_CAPACITY", message),

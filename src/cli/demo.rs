@@ -9,6 +9,7 @@ use bytes::Bytes;
 use tonic::transport::Channel;
 
 use crate::config::Config;
+use crate::host::Host;
 use crate::proto;
 use crate::proto::app_service_client::AppServiceClient;
 use crate::proto::invocation_service_client::InvocationServiceClient;
@@ -42,10 +43,11 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         ..Config::default()
     };
     telemetry::init(config.log_format, &config.log_level)?;
-    let sandbox = Sandbox::start().context("start the sandbox broker")?;
+    let host = Host::prepare(&config)?;
+    let sandbox = Sandbox::start(host.sandbox_settings(&config)?).context("start the sandbox broker")?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
-        let service = Service::start(&config, sandbox).await?;
+        let service = Service::start(&config, host, sandbox).await?;
         println!("A service runs at {} with its data in {}", service.address(), data.path().display());
         let shown = show(&args.project, &format!("http://{}", service.address())).await;
         service.shut_down().await;

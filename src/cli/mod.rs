@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod demo;
+pub mod doctor;
 pub mod serve;
 
 use clap::{Parser, Subcommand};
@@ -20,6 +21,8 @@ pub enum Command {
     Serve(serve::Args),
     /// Publish an example app into a service of its own, invoke its functions, and show what happened.
     Demo(demo::Args),
+    /// Tell what confines tenants' code on this machine, and prove it.
+    Doctor(doctor::Args),
     /// Load a running service at a fixed rate and print latencies.
     Bench(bench::Args),
     /// The process that starts and ends workers. Started by the service itself.

@@ -8,6 +8,7 @@ use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::{Config, parse_override};
+use crate::host::Host;
 use crate::sandbox::Sandbox;
 use crate::service::Service;
 use crate::telemetry;
@@ -29,6 +30,9 @@ pub struct Args {
     /// Any other setting of the configuration; may be given more than once
     #[arg(long = "set", value_name = "KEY=VALUE")]
     overrides: Vec<String>,
+    /// Run tenants' code with limits only, whatever this machine offers. For trusted code on a machine of your own
+    #[arg(long)]
+    insecure_no_sandbox: bool,
     /// Check the configuration, print it, and exit
     #[arg(long)]
     check_config: bool,
@@ -42,6 +46,9 @@ impl Args {
         }
         if let Some(data_dir) = &self.data_dir {
             overrides.push(("data_dir".to_owned(), data_dir.display().to_string()));
+        }
+        if self.insecure_no_sandbox {
+            overrides.push(("insecure_no_sandbox".to_owned(), "true".to_owned()));
         }
         Ok(Config::load(self.config.as_deref(), &overrides)?)
     }
@@ -62,7 +69,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         telemetry::filter(&config.log_level)?;
         config.operator_token()?;
         crate::model::Catalogue::new(&config.trigger_types)?;
-        crate::service::find_tools(&config)?;
+        crate::host::find_tools(&config)?;
         println!("{}", serde_json::to_string_pretty(&config)?);
         return Ok(());
     }
@@ -71,9 +78,10 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         tracing::warn!("{}", ignored(&unknown));
     }
     // Before the runtime: the broker must come from a process that has one thread.
-    let sandbox = Sandbox::start().context("start the sandbox broker")?;
+    let host = Host::prepare(&config)?;
+    let sandbox = Sandbox::start(host.sandbox_settings(&config)?).context("start the sandbox broker")?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let result = runtime.block_on(serve(&config, sandbox));
+    let result = runtime.block_on(serve(&config, host, sandbox));
     // Blocking work that goes on (a transpile, a sweep) must not hold the end up; what it leaves is removed at the next start.
     runtime.shutdown_timeout(RUNTIME_STOP_TIMEOUT);
     result
@@ -86,10 +94,10 @@ fn ignored(variables: &[String]) -> String {
     )
 }
 
-async fn serve(config: &Config, sandbox: Sandbox) -> anyhow::Result<()> {
+async fn serve(config: &Config, host: Host, sandbox: Sandbox) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut service = Service::start(config, sandbox).await?;
+    let mut service = Service::start(config, host, sandbox).await?;
     // For whoever started it with port 0; the log goes to stderr.
     println!("chatfn listens on http://{}", service.address());
     let broken = service.broken();

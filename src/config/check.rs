@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::{Config, Error};
-use crate::model::Limits;
+use crate::model::{Limits, Mode};
 
 const MIB: u64 = 1 << 20;
 /// Spans are added to points in time, and every clock has an end.
@@ -20,6 +20,10 @@ impl Config {
         }
         for (name, value, min) in self.spans() {
             within(name, value, min..=SPAN_MAX, humantime::format_duration(value))?;
+        }
+        if self.isolation.mode == Some(Mode::None) {
+            let problem = "use the flag --insecure-no-sandbox if you mean it".to_owned();
+            return Err(Error::Value { name: "isolation.mode", value: "none".to_owned(), problem });
         }
         if !self.listen.ip().is_loopback() && self.operator_token_file.is_none() {
             return Err(Error::Open(self.listen));

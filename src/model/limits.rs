@@ -50,6 +50,12 @@ impl Limits {
     /// Below it V8 dies instead of throwing (measured: isolation.md 1.4).
     pub const MEMORY_BYTES_MIN: u64 = 192 << 20;
     pub const MEMORY_BYTES_MAX: u64 = 4 << 30;
+    /// Node has 11 threads, and hangs where it cannot start one (isolation.md 0).
+    pub const PIDS_MIN: u32 = 32;
+    pub const PIDS_MAX: u32 = 4096;
+    /// The kernel's smallest share.
+    pub const CPU_MILLIS_MIN: u32 = 10;
+    pub const TMP_BYTES_MIN: u64 = 64 << 10;
     pub const CONCURRENCY_MAX: u32 = 100;
     pub const WORKERS_MAX: u32 = 64;
 
@@ -59,6 +65,15 @@ impl Limits {
         let fail = |name, value: String, range| Err(LimitsError { name, value, range });
         if !(Self::MEMORY_BYTES_MIN..=Self::MEMORY_BYTES_MAX).contains(&self.memory_bytes) {
             return fail("memory_bytes", self.memory_bytes.to_string(), "use 192 MiB to 4 GiB");
+        }
+        if !(Self::PIDS_MIN..=Self::PIDS_MAX).contains(&self.pids_max) {
+            return fail("pids_max", self.pids_max.to_string(), "use 32 to 4096");
+        }
+        if self.cpu_millis != 0 && self.cpu_millis < Self::CPU_MILLIS_MIN {
+            return fail("cpu_millis", self.cpu_millis.to_string(), "use 0 (no limit) or at least 10");
+        }
+        if !(Self::TMP_BYTES_MIN..=self.memory_bytes).contains(&self.tmp_bytes) {
+            return fail("tmp_bytes", self.tmp_bytes.to_string(), "use 64 KiB to memory_bytes: it is memory");
         }
         if !(1..=Self::CONCURRENCY_MAX).contains(&self.concurrency) {
             return fail("concurrency", self.concurrency.to_string(), "use 1 to 100");
@@ -92,6 +107,14 @@ mod tests {
         assert_eq!(with(|l| l.memory_bytes = (192 << 20) - 1), Err("memory_bytes"));
         assert_eq!(with(|l| l.memory_bytes = 4 << 30), Ok(()));
         assert_eq!(with(|l| l.memory_bytes = (4 << 30) + 1), Err("memory_bytes"));
+        assert_eq!(with(|l| l.pids_max = 32), Ok(()));
+        assert_eq!(with(|l| l.pids_max = 31), Err("pids_max"));
+        assert_eq!(with(|l| l.pids_max = 4097), Err("pids_max"));
+        assert_eq!(with(|l| l.cpu_millis = 10), Ok(()));
+        assert_eq!(with(|l| l.cpu_millis = 9), Err("cpu_millis"));
+        assert_eq!(with(|l| l.tmp_bytes = l.memory_bytes), Ok(()));
+        assert_eq!(with(|l| l.tmp_bytes = l.memory_bytes + 1), Err("tmp_bytes"));
+        assert_eq!(with(|l| l.tmp_bytes = (64 << 10) - 1), Err("tmp_bytes"));
         assert_eq!(with(|l| l.concurrency = 100), Ok(()));
         assert_eq!(with(|l| l.concurrency = 101), Err("concurrency"));
         assert_eq!(with(|l| l.concurrency = 0), Err("concurrency"));

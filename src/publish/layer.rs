@@ -1,6 +1,8 @@
 //! Installs a project's dependencies as a layer.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use serde_json::json;
@@ -14,7 +16,7 @@ use super::npm::{InstallError, Npm};
 use super::package::PackageJson;
 use super::progress::Progress;
 use super::publisher::Error;
-use super::registries::Registries;
+use super::registry::Registries;
 use super::turns::Build;
 
 pub use crate::artifacts::Layer as Installed;
@@ -36,8 +38,8 @@ impl Installer {
     }
 
     /// Where packages may come from.
-    pub fn registries(&self) -> Registries {
-        Registries::of_npm(&self.npm.node, &self.npm.cli, self.npm.userconfig.as_deref())
+    pub fn registries(&self) -> &Registries {
+        self.npm.proxy.registries()
     }
 
     /// The default dependencies that the project does not name itself.
@@ -114,6 +116,9 @@ pub(super) async fn install(
             return Ok(layer);
         }
         std::fs::create_dir_all(staged.path().join("node_modules")).map_err(|err| disk_error(&err, "node_modules"))?;
+        // Workers have users of their own; what is above it in the data directory keeps everybody else out.
+        std::fs::set_permissions(staged.path(), Permissions::from_mode(0o755))
+            .map_err(|err| disk_error(&err, "layer"))?;
         let (size_bytes, files) = measure(staged.path());
         let layer = Layer { key, size_bytes, files, dependencies: lockfile::resolved(&lockfile, &names) };
         artifacts.keep_layer(&app, staged, &layer)?;

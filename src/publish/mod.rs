@@ -20,8 +20,6 @@ mod prescan;
 mod progress;
 mod project;
 mod publisher;
-mod registries;
-#[allow(dead_code, unused_imports, reason = "npm uses it once its sandbox has no other way out")]
 mod registry;
 mod resolve;
 mod sources;
@@ -40,6 +38,6 @@ pub use package::PackageJson;
 pub use progress::Step;
 pub use project::{Project, ProjectSpec};
 pub use publisher::{Error, Publisher, Request, Settings};
-pub use registries::Registries;
+pub use registry::{Limits as RegistryLimits, Proxy, Registries};
 pub use sources::SourceLimits;
 pub use transpile::{Built, ModuleKind, Unit, transpile};

@@ -1,22 +1,31 @@
 //! Real `npm`, in a sandbox, with the operator's registry settings and nothing of the tenant's.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::BytesMut;
 use tokio::io::AsyncReadExt;
+use tokio::net::TcpListener;
 use tokio::net::unix::pipe;
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::artifacts::measure;
-use crate::sandbox::{Child, ExitStatus, ResourceLimits, Sandbox, Spec};
+use crate::sandbox::{Child, ExitStatus, Limits, Mount, Network, Profile, REGISTRY_PORT, Sandbox, Spec};
 
 use super::progress::Progress;
+use super::registry::{self, Proxy, Report};
 
 /// Node's own rule for workers does not fit: npm holds whole packuments in Buffers.
-const DATA_BYTES: u64 = 4 << 30;
+const MEMORY_BYTES: u64 = 4 << 30;
+/// Threads included; install scripts may build in parallel.
+const PIDS_MAX: u32 = 256;
+/// Packages are unpacked beside where they go, on disk; this is what scripts get.
+const TMP_BYTES: u64 = 256 << 20;
 /// npm opens many files at a time (isolation.md 1.4).
 const OPEN_FILES: u64 = 999;
 /// How often a growing tree is measured.
@@ -28,33 +37,14 @@ const LINE_BYTES_MAX: usize = 500;
 const LINE_BUFFER_BYTES_MAX: usize = 64 << 10;
 /// Progress messages of one run; a hostile script could print for ever.
 const LINES_REPORTED_MAX: usize = 2000;
-/// Of the operator's environment, what npm needs to reach its registry. Never passed to tenants' code.
-const INHERITED: [&str; 16] = [
-    "HTTP_PROXY",
-    "HTTPS_PROXY",
-    "NO_PROXY",
-    "http_proxy",
-    "https_proxy",
-    "no_proxy",
-    "NODE_EXTRA_CA_CERTS",
-    "SSL_CERT_FILE",
-    "SSL_CERT_DIR",
-    "npm_config_registry",
-    "NPM_CONFIG_REGISTRY",
-    "npm_config_cafile",
-    "NPM_CONFIG_CAFILE",
-    "npm_config_proxy",
-    "npm_config_https_proxy",
-    "npm_config_noproxy",
-];
-
 /// Runs npm.
 pub struct Npm {
     pub sandbox: Sandbox,
     pub node: PathBuf,
     /// `npm-cli.js`.
     pub cli: PathBuf,
-    pub userconfig: Option<PathBuf>,
+    /// Its only way to packages.
+    pub proxy: Proxy,
     pub limits: InstallLimits,
 }
 
@@ -93,7 +83,7 @@ impl Npm {
     /// # Cancel safety
     /// Of this and the two below: dropping the future ends npm.
     pub async fn install_exactly(&self, directory: &Path, progress: &Progress) -> Result<(), InstallError> {
-        match self.run(directory, &install_arguments("ci"), progress).await {
+        match self.run(directory, &install_arguments("ci"), true, progress).await {
             Err(InstallError::Failed { code, .. }) if code == "EUSAGE" => {
                 progress.say("install", "the lockfile does not match package.json: resolving again");
                 self.install(directory, progress).await
@@ -107,7 +97,7 @@ impl Npm {
     /// # Errors
     /// As above.
     pub async fn install(&self, directory: &Path, progress: &Progress) -> Result<(), InstallError> {
-        self.run(directory, &install_arguments("install"), progress).await
+        self.run(directory, &install_arguments("install"), true, progress).await
     }
 
     /// Runs the install scripts of these packages; those of others never run.
@@ -124,10 +114,16 @@ impl Npm {
             return Ok(());
         }
         progress.say("install", &format!("running install scripts of {allowed:?}"));
-        self.run(directory, &script_arguments(allowed), progress).await
+        self.run(directory, &script_arguments(allowed), false, progress).await
     }
 
-    async fn run(&self, directory: &Path, arguments: &[String], progress: &Progress) -> Result<(), InstallError> {
+    async fn run(
+        &self,
+        directory: &Path,
+        arguments: &[String],
+        network: bool,
+        progress: &Progress,
+    ) -> Result<(), InstallError> {
         let home = tempfile::Builder::new()
             .prefix("npm-home-")
             .tempdir_in(directory.parent().unwrap_or(directory))
@@ -135,39 +131,41 @@ impl Npm {
                 ErrorKind::StorageFull | ErrorKind::QuotaExceeded => InstallError::DiskFull(err.kind().to_string()),
                 _ => InstallError::Broken(err.to_string()),
             })?;
-        let mut args = vec![self.cli.display().to_string()];
-        args.extend_from_slice(arguments);
-        let spec = Spec {
-            program: self.node.clone(),
-            args,
-            environment: self.environment(home.path()),
-            directory: directory.to_owned(),
-            limits: ResourceLimits {
-                data_bytes: Some(DATA_BYTES),
-                open_files: OPEN_FILES,
-                file_bytes: Some(self.limits.bytes_max),
-                cpu: Some(self.limits.timeout * 2),
-            },
-            protocol: false,
-        };
+        let registry = self.open_registry(network).await?;
+        let registries = self.proxy.registries();
+        // What a lockfile names is fetched through the proxy, and told by its own name again when npm is done.
+        let lockfile = directory.join("package-lock.json");
+        if let Some(registry) = &registry {
+            rewrite(&lockfile, |text| registries.localize_lockfile(text, registry.port))?;
+        }
+        let spec = self.spec(directory, home.path(), arguments, registry.as_ref());
         let broken = |err: &dyn std::fmt::Display| InstallError::Broken(err.to_string());
         let mut child = self.sandbox.spawn(spec).await.map_err(|err| broken(&err))?;
+        let serving = match registry {
+            Some(registry) => Some(self.serve_registry(registry, &mut child).map_err(|err| broken(&err))?),
+            None => None,
+        };
         let pipes = child.take_pipes().ok_or_else(|| broken(&"no pipes"))?;
         let mut output = Output::new(progress, directory, &self.cli);
         let watched = self.watch(&mut child, pipes.stdout, pipes.stderr, directory, &mut output).await;
         // Dead and waited for before anybody removes its directory.
         child.kill();
-        let exit = match watched {
-            Ok(status) => status,
-            Err(err) => {
-                child.wait().await;
-                return Err(err);
-            }
+        child.wait().await;
+        let report = match serving {
+            Some(serving) => serving.finish().await,
+            None => Report::default(),
         };
+        let exit = watched?;
         match exit {
+            ExitStatus::Code(0) if network => rewrite(&lockfile, |text| registries.restore_lockfile(text)),
             ExitStatus::Code(0) => Ok(()),
             ExitStatus::Code(_) => Err(match output.explain() {
                 InstallError::Failed { code, .. } if code == "EFBIG" => self.too_large("one file alone is larger"),
+                InstallError::Failed { code, reason } if code == "E413" => InstallError::TooLarge(reason),
+                // npm only sees that an answer broke off; the proxy knows why.
+                InstallError::RegistryAway { code, reason } if !report.problems.is_empty() => {
+                    InstallError::RegistryAway { code, reason: format!("{reason}\n{}", report.problems.join("\n")) }
+                }
                 explained => explained,
             }),
             // The kernel's limit on a single file: sooner than the next measurement.
@@ -176,6 +174,72 @@ impl Npm {
             }
             ExitStatus::Signal(signal) => Err(InstallError::Broken(format!("npm was ended by signal {signal}"))),
             ExitStatus::Unknown => Err(InstallError::Broken("the sandbox broker is gone".to_owned())),
+        }
+    }
+
+    /// `None` where npm needs no registry.
+    async fn open_registry(&self, wanted: bool) -> Result<Option<Registry>, InstallError> {
+        if !wanted {
+            return Ok(None);
+        }
+        // In a network namespace of its own npm's sandbox makes the listener. Else it stands in the service's own, and Landlock's
+        // port rules are what keeps everybody but npm from it.
+        if self.sandbox.report().mode.has_root() {
+            return Ok(Some(Registry { port: REGISTRY_PORT, listener: None }));
+        }
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await;
+        let listener = listener.map_err(|err| InstallError::Broken(err.to_string()))?;
+        let port = listener.local_addr().map_err(|err| InstallError::Broken(err.to_string()))?.port();
+        Ok(Some(Registry { port, listener: Some(listener) }))
+    }
+
+    fn serve_registry(&self, registry: Registry, child: &mut Child) -> io::Result<Serving> {
+        let listener = match registry.listener {
+            Some(listener) => listener,
+            None => {
+                let made = child.take_listener().ok_or_else(|| io::Error::other("the sandbox made no listener"))?;
+                let made = std::net::TcpListener::from(made);
+                made.set_nonblocking(true)?;
+                TcpListener::from_std(made)?
+            }
+        };
+        let (proxy, stop) = (self.proxy.clone(), CancellationToken::new());
+        let stopped = stop.clone();
+        let task = tokio::spawn(async move { proxy.serve(listener, stopped).await });
+        Ok(Serving { stop: stop.drop_guard(), task })
+    }
+
+    fn spec(&self, directory: &Path, home: &Path, arguments: &[String], registry: Option<&Registry>) -> Spec {
+        let (work, home) = (Mount::writable(directory, "/work"), Mount::writable(home, "/home"));
+        let npm = Mount::read_only(npm_directory(&self.cli), "/npm");
+        let cli = self.sandbox.seen(&npm).join("bin/npm-cli.js");
+        let side = self.proxy.registries().npm_side(registry.map_or(0, |registry| registry.port));
+        let mut args = vec![cli.display().to_string()];
+        args.extend_from_slice(arguments);
+        if registry.is_some() {
+            args.extend(side.arguments);
+        }
+        let mut environment = self.environment(&self.sandbox.seen(&home));
+        environment.extend(side.environment);
+        Spec {
+            profile: Profile::Install,
+            args,
+            environment,
+            directory: self.sandbox.seen(&work),
+            scratch: Some(home.source.clone()),
+            mounts: vec![work, home, npm],
+            limits: Limits {
+                memory_bytes: MEMORY_BYTES,
+                data_bytes: MEMORY_BYTES,
+                cpu_millis: 0,
+                pids: PIDS_MAX,
+                tmp_bytes: TMP_BYTES,
+                open_files: OPEN_FILES,
+                file_bytes: self.limits.bytes_max,
+                cpu_time: Some(self.limits.timeout * 2),
+            },
+            network: registry.map_or(Network::Nothing, |registry| Network::Registry { port: registry.port }),
+            protocol: false,
         }
     }
 
@@ -226,24 +290,54 @@ impl Npm {
         InstallError::TooLarge(format!("{what}; the limit is {} bytes (install_bytes_max)", self.limits.bytes_max))
     }
 
+    /// Nothing of the service's: what the operator configured for npm is the proxy's business.
     fn environment(&self, home: &Path) -> BTreeMap<String, String> {
-        let node_directory = self.node.parent().unwrap_or(Path::new("/usr/bin")).display();
-        let mut environment: BTreeMap<String, String> =
-            INHERITED.iter().filter_map(|name| Some(((*name).to_owned(), std::env::var(name).ok()?))).collect();
-        let own = home.display().to_string();
-        environment.extend([
+        let node_directory = self.sandbox.node_seen(&self.node).parent().unwrap_or(Path::new("/usr/bin")).display();
+        let home = home.display();
+        let tmp = if self.sandbox.report().mode.has_root() { "/tmp".to_owned() } else { home.to_string() };
+        BTreeMap::from([
             ("PATH".to_owned(), format!("{node_directory}:/usr/local/bin:/usr/bin:/bin")),
-            ("HOME".to_owned(), own.clone()),
-            ("TMPDIR".to_owned(), own.clone()),
+            ("HOME".to_owned(), home.to_string()),
+            ("TMPDIR".to_owned(), tmp),
             ("LANG".to_owned(), "C.UTF-8".to_owned()),
             // Of this run alone: a cache that apps shared would let one replace another's packages (isolation.md 6).
-            ("npm_config_cache".to_owned(), format!("{own}/cache")),
-        ]);
-        if let Some(userconfig) = &self.userconfig {
-            environment.insert("npm_config_userconfig".to_owned(), userconfig.display().to_string());
-        }
-        environment
+            ("npm_config_cache".to_owned(), format!("{home}/cache")),
+        ])
     }
+}
+
+/// Where npm will find its registry.
+struct Registry {
+    port: u16,
+    /// `None`: the sandbox makes it.
+    listener: Option<TcpListener>,
+}
+
+/// The proxy, for one run of npm.
+struct Serving {
+    stop: DropGuard,
+    task: JoinHandle<Report>,
+}
+
+impl Serving {
+    async fn finish(self) -> Report {
+        drop(self.stop);
+        self.task.await.unwrap_or_default()
+    }
+}
+
+fn rewrite(file: &Path, change: impl FnOnce(&[u8]) -> Result<Vec<u8>, registry::Error>) -> Result<(), InstallError> {
+    let text = match std::fs::read(file) {
+        Ok(text) => text,
+        Err(err) if err.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(err) => return Err(InstallError::Broken(err.to_string())),
+    };
+    let failed = |reason: String| InstallError::Failed { code: "ELOCKFILE".to_owned(), reason };
+    let text = change(&text).map_err(|err| failed(err.to_string()))?;
+    std::fs::write(file, text).map_err(|err| match err.kind() {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => InstallError::DiskFull(err.to_string()),
+        _ => InstallError::Broken(err.to_string()),
+    })
 }
 
 fn install_arguments(command: &str) -> Vec<String> {
@@ -257,13 +351,12 @@ fn install_arguments(command: &str) -> Vec<String> {
         "--loglevel=http",
         "--color=false",
         "--logs-max=0",
-        // Lockfiles name the public registry; the one that is configured is asked. `registries.rs` relies on it.
-        "--replace-registry-host=npmjs",
-        // A registry that is away is noticed within seconds, one that stutters is given a chance.
-        "--fetch-retries=2",
-        "--fetch-retry-mintimeout=500",
-        "--fetch-retry-maxtimeout=3000",
-        "--fetch-timeout=60000",
+        // Nothing but packages of a registry: the rest would run git, or read what is not the tenant's to read.
+        "--git=/bin/false",
+        "--allow-git=none",
+        "--allow-file=none",
+        "--allow-directory=none",
+        "--allow-remote=none",
     ];
     std::iter::once(command).chain(flags).map(str::to_owned).collect()
 }
@@ -277,6 +370,11 @@ fn script_arguments(allowed: &BTreeSet<String>) -> Vec<String> {
     arguments.push("--ignore-scripts=false".to_owned());
     arguments.extend(allowed.iter().cloned());
     arguments
+}
+
+/// npm's own files: what stands around `bin/npm-cli.js`.
+fn npm_directory(cli: &Path) -> &Path {
+    cli.ancestors().nth(2).unwrap_or(cli)
 }
 
 type Stream = Option<(pipe::Receiver, BytesMut)>;
@@ -303,7 +401,12 @@ impl<'a> Output<'a> {
         let npm = cli.parent().and_then(Path::parent);
         let machine = [(Some(directory), ""), (directory.parent(), ""), (npm, "npm/")];
         let shown = |(path, shown): (Option<&Path>, _)| Some((format!("{}/", path?.display()), shown));
-        Self { progress, machine: machine.into_iter().filter_map(shown).collect(), reported: 0, tail: VecDeque::new() }
+        let mut machine: Vec<_> = machine.into_iter().filter_map(shown).collect();
+        // And as npm sees them from inside.
+        machine
+            .extend([("/work/", ""), ("/home/", ""), ("/npm/", "npm/")].map(|(path, shown)| (path.to_owned(), shown)));
+        machine.push((format!("http://127.0.0.1:{REGISTRY_PORT}/"), "registry/"));
+        Self { progress, machine, reported: 0, tail: VecDeque::new() }
     }
 
     fn take_lines(&mut self, stream: &mut Stream, open: bool) {

@@ -9,7 +9,7 @@ use super::error::InvalidSpec;
 use super::functions::{self, FunctionDecl};
 use super::lockfile;
 use super::package::{self, PackageJson};
-use super::registries::Registries;
+use super::registry::Registries;
 use super::sources::{self, SourceLimits, extension, is_code, within};
 use crate::model::{Catalogue, Function, Limits};
 
@@ -137,7 +137,7 @@ mod tests {
     fn checked(change: impl FnOnce(&mut ProjectSpec)) -> Result<Project, &'static str> {
         let mut spec = spec();
         change(&mut spec);
-        Project::check(spec, &catalogue(), &SourceLimits::default(), &Registries::default()).map_err(|err| err.reason())
+        Project::check(spec, &catalogue(), &SourceLimits::default(), &Registries::public()).map_err(|err| err.reason())
     }
 
     fn add(spec: &mut ProjectSpec, path: &str) {
@@ -205,7 +205,7 @@ mod tests {
             };
             let mut spec = ProjectSpec { functions: vec![function], ..ProjectSpec::default() };
             add(&mut spec, extra);
-            Project::check(spec, &catalogue(), &limits, &Registries::default()).map(|_| ()).map_err(|err| err.reason())
+            Project::check(spec, &catalogue(), &limits, &Registries::public()).map(|_| ()).map_err(|err| err.reason())
         };
         assert_eq!(inline("0123456789", "a"), Ok(()));
         assert_eq!(inline("0123456789a", "a"), Err("TOO_LARGE"));
@@ -223,7 +223,7 @@ mod tests {
             files.insert("functions/UserSentMessage.ts".into(), Bytes::new());
             files.insert("package-lock.json".into(), json.into());
             let spec = ProjectSpec { files, dependencies: names.clone(), environment: names, ..ProjectSpec::default() };
-            let _ = Project::check(spec, &catalogue(), &SourceLimits::default(), &Registries::default()).map_err(|err| err.to_string());
+            let _ = Project::check(spec, &catalogue(), &SourceLimits::default(), &Registries::public()).map_err(|err| err.to_string());
         }
     }
 }

@@ -29,7 +29,7 @@ use super::npm::InstallError;
 use super::progress::{Progress, Step};
 use super::turns::{Build, Ticket, Turns};
 use super::{Built, InvalidSpec, Project, ProjectSpec, SourceLimits, transpile};
-use draft::{draft, manifest, warn_of_limits};
+use draft::{draft, manifest};
 
 /// At a time.
 const TRANSPILES_MAX: usize = 2;
@@ -45,6 +45,8 @@ pub struct Settings {
     pub source_limits: SourceLimits,
     /// The budget of all workers together: more than it could never be started.
     pub memory_bytes_max: u64,
+    /// Only one app is served.
+    pub single_tenant: bool,
 }
 
 /// What is to be published.
@@ -68,6 +70,10 @@ pub enum Error {
         "this idempotency_key was used for another request, which became version {0}: use a new key for new content"
     )]
     KeyReused(VersionNumber),
+    #[error(
+        "app {other} is served here, and nothing keeps a second one from it (isolation.single_tenant; see `chatfn doctor`)"
+    )]
+    SingleTenant { other: AppId },
     #[error(transparent)]
     Install(#[from] InstallError),
     /// The candidate does not load.
@@ -222,6 +228,7 @@ impl Publisher {
         {
             return if request.activate { self.activate_again(&version, progress).await } else { Ok(version) };
         }
+        self.check_only_app(&request.app).await?;
         let (project, built) = self.compile(request.spec, progress).await?;
         let mut version = draft(&request.app, &project, shared.installer.node_version());
         let (build, ticket) = {
@@ -244,11 +251,7 @@ impl Publisher {
         // A panic must not leave the version BUILDING: nobody could delete it before the next start.
         let building = AssertUnwindSafe(building).catch_unwind();
         let result = tokio::select! {
-            result = building => match result.unwrap_or(Err(Error::Internal)) {
-                // Its worker was stopped, as everything is: which of the two is seen first is chance.
-                Err(Error::Closed) if shared.stop.is_cancelled() => Err(Error::Draining),
-                result => result,
-            },
+            result = building => result.unwrap_or(Err(Error::Internal)),
             () = shared.stop.cancelled() => Err(Error::Draining),
             () = stopped.cancelled() => Err(Error::AppDeleted(version.number)),
         };
@@ -301,13 +304,25 @@ impl Publisher {
         if before >= self.shared.settings.waiting_max { Err(Error::TooMany) } else { Ok(place) }
     }
 
+    /// Where workers of two apps could reach each other, only one app is taken. (Two that come first together may both be: their
+    /// operator said that there is one.)
+    async fn check_only_app(&self, app: &AppId) -> Result<(), Error> {
+        if !self.shared.settings.single_tenant {
+            return Ok(());
+        }
+        let apps = self.shared.store.list_apps(None, 2).await?;
+        apps.into_iter()
+            .find(|other| other.id != *app)
+            .map_or(Ok(()), |other| Err(Error::SingleTenant { other: other.id }))
+    }
+
     async fn compile(&self, spec: ProjectSpec, progress: &Progress) -> Result<(Project, Built), Error> {
         let _turn = self.shared.transpiles.acquire().await.map_err(|_| Error::Draining)?;
         let shared = Arc::clone(&self.shared);
         let progress = progress.clone();
         let compiled = tokio::task::spawn_blocking(move || {
             let registries = shared.installer.registries();
-            let project = Project::check(spec, &shared.catalogue, &shared.settings.source_limits, &registries)?;
+            let project = Project::check(spec, &shared.catalogue, &shared.settings.source_limits, registries)?;
             let memory_bytes = project.limits.memory_bytes;
             if memory_bytes > shared.settings.memory_bytes_max {
                 let what = "limits.memory_bytes (against the service's memory_budget_bytes)".to_owned();
@@ -317,7 +332,6 @@ impl Publisher {
             for warning in &project.warnings {
                 progress.say("validate", warning);
             }
-            warn_of_limits(&project, &progress);
             progress.say("transpile", &format!("transpiling {} files", project.files.len()));
             let built = transpile(&project)?;
             Ok((project, built))

@@ -20,7 +20,7 @@ fn project(files: &[(&str, &str)]) -> Project {
     if !files.iter().any(|(path, _)| path.starts_with("functions/")) {
         spec.files.insert("functions/UserReadMessage.js".to_owned(), Bytes::new());
     }
-    Project::check(spec, &Catalogue::new(&[]).expect("built in"), &SourceLimits::default(), &Registries::default())
+    Project::check(spec, &Catalogue::new(&[]).expect("built in"), &SourceLimits::default(), &Registries::public())
         .expect("a project")
 }
 

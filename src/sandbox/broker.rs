@@ -10,13 +10,18 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::prctl;
-use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::{Pid, getpid, setsid};
 
-use super::launch::{DESCRIPTOR_MIN, launch};
+use super::attach::attach;
+use super::child::{DESCRIPTOR_MIN, PROGRAM};
+use super::launch::{Launcher, Running, group_limits};
 use super::message::{ChildId, Reply, Request, receive_request, send_reply};
-use super::{Exit, ExitStatus, tree};
+use super::plan::{Become, Stdio};
+use super::set_up;
+use super::spec::{Exit, ExitStatus, Limits, Mount, Network, Spec};
+use super::tree;
 
 /// How long a process that left its worker can live until it is noticed, if nothing else happens.
 const SWEEP_INTERVAL_MS: u16 = 1000;
@@ -30,14 +35,32 @@ pub fn serve() -> io::Result<()> {
     prctl::set_child_subreaper(true)?;
     prctl::set_name(c"chatfn-broker")?;
     let socket = take_socket()?;
+    allow_descriptor(PROGRAM)?;
+    let Some((Request::SetUp(settings), _)) = receive_request(&socket)? else {
+        return Err(io::Error::other("the first request must be the settings"));
+    };
+    let launcher = match set_up::set_up(*settings) {
+        Ok((launcher, report)) => {
+            send_reply(&socket, &Reply::Ready(report), &[])?;
+            launcher
+        }
+        Err(reason) => return send_reply(&socket, &Reply::NotReady { reason }, &[]),
+    };
+    // It holds what tenants' code must not see, and can do what the service cannot. Not before: setting up a user namespace takes files
+    // of /proc that are root's for a process that nobody may look into.
+    prctl::set_dumpable(false)?;
     let mut chld = SigSet::empty();
     chld.add(Signal::SIGCHLD);
     chld.thread_block()?;
     let signals = SignalFd::with_flags(&chld, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
-    let mut broker = Broker { socket, children: BTreeMap::new() };
+    let mut broker = Broker { socket, launcher, children: BTreeMap::new() };
     let ended = broker.run(&signals);
     broker.end_all();
-    ended
+    match ended {
+        // The service went away while it was being told something.
+        Err(err) if err.kind() == io::ErrorKind::BrokenPipe || err.kind() == io::ErrorKind::ConnectionReset => Ok(()),
+        ended => ended,
+    }
 }
 
 /// Moves the socket out of the way of what children get, and fills the low numbers so that nothing else lands there.
@@ -57,10 +80,22 @@ fn take_socket() -> io::Result<UnixStream> {
     }
 }
 
+/// Node's file takes a number above every limit of a child's.
+fn allow_descriptor(number: i32) -> io::Result<()> {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let wanted = u64::try_from(number).unwrap_or(0) + 1;
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    if hard < wanted {
+        return Err(io::Error::other(format!("the limit on open files is {hard}; the sandbox needs {wanted}")));
+    }
+    Ok(setrlimit(Resource::RLIMIT_NOFILE, soft.max(wanted), hard)?)
+}
+
 struct Broker {
     socket: UnixStream,
+    launcher: Launcher,
     /// Started, not yet reaped.
-    children: BTreeMap<Pid, ChildId>,
+    children: BTreeMap<Pid, Running>,
 }
 
 impl Broker {
@@ -97,47 +132,101 @@ impl Broker {
 
     fn handle(&mut self, request: Request, descriptors: Vec<OwnedFd>) -> io::Result<()> {
         match request {
-            Request::Spawn { id, spec } => {
-                let reply = match launch(&spec, descriptors) {
-                    Ok(pid) => {
-                        self.children.insert(Pid::from_raw(pid.cast_signed()), id);
-                        Reply::Started { id, pid }
-                    }
-                    Err(err) => Reply::NotStarted { id, reason: err.to_string() },
-                };
-                send_reply(&self.socket, &reply)
+            Request::SetUp(_) => Err(io::Error::other("the settings come once")),
+            Request::Spawn { id, spec } => self.spawn(id, &spec, descriptors),
+            Request::Attach { id, mounts, limits, network } => {
+                let problem = self.attach(id, &mounts, &limits, &network).err().map(|err| err.to_string());
+                send_reply(&self.socket, &Reply::Attached { id, problem }, &[])
             }
             Request::Kill { id } => {
-                // Not found: it ended by itself meanwhile. Its pid is ours until we reap it, so it cannot be another's.
-                if let Some((pid, _)) = self.children.iter().find(|(_, child)| **child == id) {
-                    let _ = kill(*pid, Signal::SIGKILL);
+                // Not found: it ended by itself meanwhile.
+                if let Some(running) = self.children.values_mut().find(|running| running.id == id) {
+                    self.launcher.kill(running);
                 }
                 Ok(())
             }
         }
     }
 
+    fn spawn(&mut self, id: ChildId, spec: &Spec, descriptors: Vec<OwnedFd>) -> io::Result<()> {
+        let launched = stdio(spec, descriptors).and_then(|stdio| self.launcher.launch(id, spec, stdio, Become::Node));
+        match launched {
+            Ok(mut running) => {
+                let pid = running.pid.as_raw().cast_unsigned();
+                let listener: Vec<OwnedFd> = running.listener.take().into_iter().collect();
+                self.children.insert(running.pid, running);
+                send_reply(&self.socket, &Reply::Started { id, pid }, &listener)
+            }
+            Err(err) => send_reply(&self.socket, &Reply::NotStarted { id, reason: err.to_string() }, &[]),
+        }
+    }
+
+    fn attach(&mut self, id: ChildId, mounts: &[Mount], limits: &Limits, network: &Network) -> io::Result<()> {
+        self.launcher.check_mounts(mounts)?;
+        let running = self.children.values_mut().find(|running| running.id == id);
+        let running = running.ok_or_else(|| io::Error::other("it has ended"))?;
+        if let Some(group) = &mut running.group {
+            group.set_limits(&group_limits(limits))?;
+        }
+        attach(&running.pidfd, mounts)?;
+        self.launcher.let_out(running, network)
+    }
+
     /// Reaps what ended, then what it left behind, then reports.
     fn reap(&mut self) -> io::Result<()> {
         let mut ended = Vec::new();
         while let Some((pid, exit)) = wait_any() {
-            if let Some(id) = self.children.remove(&pid) {
-                ended.push((id, exit));
+            if let Some(running) = self.children.remove(&pid) {
+                ended.push((running, exit));
+            } else if self.launcher.helpers() == Some(pid) {
+                self.supervisor_ended();
             }
         }
-        let known: BTreeSet<Pid> = self.children.keys().copied().collect();
-        tree::end_orphans(getpid(), &known);
-        for (id, exit) in ended {
-            send_reply(&self.socket, &Reply::Exited { id, exit })?;
+        // In a process namespace of its own nothing outlives the first process.
+        if !self.launcher.mode.has_root() {
+            let known: BTreeSet<Pid> = self.children.keys().copied().chain(self.launcher.helpers()).collect();
+            tree::end_orphans(getpid(), &known);
         }
+        for (running, exit) in ended {
+            let id = running.id;
+            let exit = self.launcher.bury(running, exit);
+            send_reply(&self.socket, &Reply::Exited { id, exit }, &[])?;
+        }
+        self.launcher.tidy();
         Ok(())
     }
 
-    fn end_all(&mut self) {
-        // None is known any more: each is an orphan now.
-        self.children.clear();
-        tree::end_orphans(getpid(), &BTreeSet::new());
+    /// Its workers have no network any more, and cannot get one back: others take their place.
+    fn supervisor_ended(&mut self) {
+        eprintln!("chatfn-broker: the egress supervisor has ended; another one starts, with new workers");
+        if let Err(err) = self.launcher.start_supervisor() {
+            eprintln!("chatfn-broker: start the egress supervisor: {err}");
+        }
+        for running in self.children.values_mut() {
+            self.launcher.kill(running);
+        }
     }
+
+    fn end_all(&mut self) {
+        for running in self.children.values_mut() {
+            self.launcher.kill(running);
+        }
+        // None is known any more: each is an orphan now.
+        tree::end_orphans(getpid(), &BTreeSet::new());
+        for (_, running) in std::mem::take(&mut self.children) {
+            self.launcher.bury(running, Exit::UNKNOWN);
+        }
+        self.launcher.close();
+    }
+}
+
+/// Descriptors come in the order 1, 2 and, with a protocol, 3, 4.
+fn stdio(spec: &Spec, descriptors: Vec<OwnedFd>) -> io::Result<Stdio> {
+    let mut descriptors = descriptors.into_iter();
+    let mut next = || descriptors.next().ok_or_else(|| io::Error::other("a descriptor is missing"));
+    let (stdout, stderr) = (next()?, next()?);
+    let protocol = if spec.protocol { Some((next()?, next()?)) } else { None };
+    Ok(Stdio { stdout, stderr, protocol })
 }
 
 /// The next child that ended, with what it used. `waitpid` does not tell the latter.
@@ -150,14 +239,10 @@ fn wait_any() -> Option<(Pid, Exit)> {
     if pid <= 0 {
         return None;
     }
-    let status = if libc::WIFSIGNALED(status) {
-        ExitStatus::Signal(libc::WTERMSIG(status))
-    } else {
-        ExitStatus::Code(libc::WEXITSTATUS(status))
-    };
+    let status = ExitStatus::from_wait(status);
     let cpu_time = duration(usage.ru_utime) + duration(usage.ru_stime);
     let peak_memory_bytes = u64::try_from(usage.ru_maxrss).unwrap_or(0) * 1024;
-    Some((Pid::from_raw(pid), Exit { status, cpu_time, peak_memory_bytes }))
+    Some((Pid::from_raw(pid), Exit { status, cpu_time, peak_memory_bytes, memory_limit_hit: false }))
 }
 
 fn duration(time: libc::timeval) -> Duration {

@@ -1,96 +1,304 @@
-//! Starts one child, in the broker. The numbered steps run between fork and exec.
+//! How the broker starts a child, in the mode that it found to work: what each needs is taken here, and given back at its end.
 
+use std::collections::HashMap;
+use std::collections::hash_map;
+use std::fs;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::os::unix::process::CommandExt;
-use std::process::{Command, Stdio};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::{MetadataExt, lchown};
+use std::path::{Path, PathBuf};
 
-use nix::fcntl::{FcntlArg, fcntl};
-use nix::sys::prctl;
-use nix::sys::resource::{Resource, setrlimit};
-use nix::sys::signal::Signal;
-use nix::unistd::{Pid, getpid, getppid, setsid};
+use nix::fcntl::OFlag;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::waitpid;
+use nix::unistd::{Pid, pipe2};
 
-use super::{ResourceLimits, Spec};
+use super::cgroup::{self, Cgroups, Entry, Group};
+use super::child;
+use super::clone::{self, Cloned};
+use super::egress::{self, Supervisor};
+use super::message::ChildId;
+use super::plan::{self, Become, Layout, Plan, Stdio};
+use super::root::{self, Root};
+use super::seccomp::{Filters, Policy};
+use super::settings::Settings;
+use super::spec::{Exit, ExitStatus, Limits, Mount, Network, Spec};
+use super::status::{self, Said};
+use super::users::Users;
+use crate::model::Mode;
 
-/// Where the shim looks for the protocol.
-const PROTOCOL_READ: RawFd = 3;
-const PROTOCOL_WRITE: RawFd = 4;
-/// The broker keeps everything of its own at or above this one, so that moving the protocol to 3 and 4 hits nothing.
-pub(super) const DESCRIPTOR_MIN: RawFd = 10;
-
-/// Starts the child; descriptors come in the order 1, 2 and, with a protocol, 3, 4. Returns its pid.
-pub(super) fn launch(spec: &Spec, descriptors: Vec<OwnedFd>) -> io::Result<u32> {
-    let mut descriptors = descriptors.into_iter();
-    let mut next = || descriptors.next().ok_or_else(|| io::Error::other("a descriptor is missing"));
-    let (stdout, stderr) = (next()?, next()?);
-    let protocol = if spec.protocol { Some((next()?, next()?)) } else { None };
-    let limits = spec.limits;
-    let broker = getpid();
-    #[expect(clippy::disallowed_methods, reason = "the sandbox is where processes start")]
-    let mut command = Command::new(&spec.program);
-    command
-        .args(&spec.args)
-        .env_clear()
-        .envs(&spec.environment)
-        .current_dir(&spec.directory)
-        .stdin(Stdio::null())
-        .stdout(stdout)
-        .stderr(stderr);
-    // SAFETY: the broker has one thread, so no lock can be held across the fork; the steps only make system calls.
-    unsafe {
-        command.pre_exec(move || confine(limits, protocol.as_ref(), broker));
-    }
-    // The broker reaps by pid and reports the end; `Child` would add nothing but a second owner.
-    command.spawn().map(|child| child.id())
+/// What children are started with.
+pub(super) struct Launcher {
+    pub(super) settings: Settings,
+    pub(super) mode: Mode,
+    pub(super) root: Option<Root>,
+    users: Option<Users>,
+    pub(super) cgroups: Option<Cgroups>,
+    pub(super) supervisor: Option<Supervisor>,
+    /// Node's loader, if it has one (ld.so(8)).
+    interpreter: Option<PathBuf>,
+    /// Built once each.
+    filters: HashMap<Policy, Filters>,
 }
 
-/// In the child, before exec. The order matters where a step says so.
-fn confine(limits: ResourceLimits, protocol: Option<&(OwnedFd, OwnedFd)>, broker: Pid) -> io::Result<()> {
-    // 1. A session of its own: no terminal, and no signal from the service's process group.
-    setsid()?;
-    // 2. The protocol leaves 0 and 1 before any tenant code can exist. `dup2` clears close-on-exec; everything else keeps it.
-    if let Some((read, write)) = protocol {
-        move_to(read, PROTOCOL_READ)?;
-        move_to(write, PROTOCOL_WRITE)?;
+/// A child that runs.
+pub(super) struct Running {
+    pub(super) id: ChildId,
+    pub(super) pid: Pid,
+    pub(super) pidfd: OwnedFd,
+    /// On which its init tells how Node ended.
+    end: OwnedFd,
+    user: Option<u32>,
+    pub(super) group: Option<Group>,
+    /// Asks about its connections; with the supervisor as soon as it may have any.
+    connects: Option<egress::Descriptors>,
+    /// Where the service answers npm, until it was handed on.
+    pub(super) listener: Option<OwnedFd>,
+}
+
+impl Launcher {
+    pub(super) fn new(settings: Settings, mode: Mode, root: Option<Root>) -> Self {
+        let users = (mode == Mode::Full).then(Users::new);
+        let interpreter = root::interpreter(&settings.node);
+        Self { settings, mode, root, users, cgroups: None, supervisor: None, interpreter, filters: HashMap::new() }
     }
-    // 3. Limits, after the last step that opens a descriptor.
-    restrict(limits)?;
-    // 4. The kernel's choice when memory runs out: a worker, never the service. Raising needs no privilege.
-    std::fs::write("/proc/self/oom_score_adj", "1000")?;
-    // 5. Nothing that is executed from here gains privileges.
-    prctl::set_no_new_privs()?;
-    // 6. Last, as a change of credentials would clear it: die with the broker. It may be gone already: then the signal never comes.
-    prctl::set_pdeathsig(Signal::SIGKILL)?;
-    if getppid() != broker {
-        return Err(io::Error::other("the broker is gone"));
+
+    /// Starts a child and returns once it runs Node, or could not.
+    ///
+    /// # Errors
+    /// What the child could not do, in its words; nothing is left of it.
+    pub(super) fn launch(&mut self, id: ChildId, spec: &Spec, stdio: Stdio, become_: Become) -> io::Result<Running> {
+        self.check_mounts(&spec.mounts)?;
+        let user = self.take_user(&spec.mounts)?;
+        let started = self.create_group(id, &spec.limits).and_then(|group| {
+            // If it fails, the group ends by being dropped.
+            let running = self.start(id, spec, stdio, user, group.as_ref(), become_)?;
+            Ok(Running { group, ..running })
+        });
+        if let (Err(_), Some(users), Some(user)) = (&started, &mut self.users, user) {
+            users.give_back(user);
+        }
+        let mut running = started?;
+        if let Err(err) = self.let_out(&mut running, &spec.network) {
+            let exit = self.reap_now(&running);
+            self.bury(running, exit);
+            return Err(err);
+        }
+        Ok(running)
+    }
+
+    /// A user of its own, to whom belongs what it may write: a project on which npm worked before belongs to that run's user.
+    fn take_user(&mut self, mounts: &[Mount]) -> io::Result<Option<u32>> {
+        let Some(users) = &mut self.users else { return Ok(None) };
+        let writable: Vec<&Path> =
+            mounts.iter().filter(|mount| mount.writable).map(|mount| mount.source.as_path()).collect();
+        let owner = writable.first().map(fs::symlink_metadata).transpose()?.map(|metadata| metadata.uid());
+        let user = owner.filter(|owner| users.take_this(*owner)).or_else(|| users.take());
+        let user = user.ok_or_else(|| io::Error::other("no user is left for another child"))?;
+        if let Err(err) = writable.iter().try_for_each(|directory| give(directory, user)) {
+            users.give_back(user);
+            return Err(err);
+        }
+        Ok(Some(user))
+    }
+
+    fn create_group(&self, id: ChildId, limits: &Limits) -> io::Result<Option<Group>> {
+        let Some(cgroups) = &self.cgroups else { return Ok(None) };
+        Ok(Some(cgroups.create(&format!("worker-{}", id.0), &group_limits(limits))?))
+    }
+
+    fn start(
+        &mut self,
+        id: ChildId,
+        spec: &Spec,
+        stdio: Stdio,
+        user: Option<u32>,
+        group: Option<&Group>,
+        become_: Become,
+    ) -> io::Result<Running> {
+        let policy = plan::seccomp_policy(self.mode, spec.profile, self.supervisor.is_some());
+        self.build_filters(policy)?;
+        let entry = group.map(|group| group.entry(clone::has_clone3())).transpose()?;
+        let (born_in, entry) = match entry {
+            Some(Entry::IntoCgroup(directory)) => (Some(directory), None),
+            entry => (None, entry),
+        };
+        let (end, told) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
+        let plan = Plan {
+            end: told,
+            spec,
+            node: &self.settings.node,
+            layout: self.root.as_ref().map_or(Layout::Host, Layout::Root),
+            stdio,
+            user,
+            entry,
+            landlock: (self.mode != Mode::None)
+                .then(|| plan::landlock_rules(self.mode, spec, &self.settings.node, self.interpreter.as_deref())),
+            filters: self.filters.get(&policy).filter(|_| self.mode != Mode::None),
+            become_,
+        };
+        let (hearer, speaker) = status::pair()?;
+        let namespaces = if self.mode.has_root() { clone::NAMESPACES } else { 0 };
+        let (pid, pidfd) = match clone::clone(namespaces, born_in.as_ref().map(AsFd::as_fd))? {
+            Cloned::Child => {
+                drop(hearer); // Its end in this copy would hide the broker's death.
+                child::become_node(&plan, speaker)
+            }
+            Cloned::Parent { pid, pidfd } => (pid, pidfd),
+        };
+        drop((plan, speaker));
+        let mut running = Running { id, pid, pidfd, end, user, group: None, connects: None, listener: None };
+        match hear(&hearer, &mut running) {
+            Ok(()) => Ok(running),
+            Err(err) => {
+                let _ = kill(pid, Signal::SIGKILL);
+                let _ = waitpid(pid, None);
+                Err(err)
+            }
+        }
+    }
+
+    fn build_filters(&mut self, policy: Policy) -> io::Result<()> {
+        if let hash_map::Entry::Vacant(place) = self.filters.entry(policy) {
+            place.insert(Filters::build(policy).map_err(io::Error::other)?);
+        }
+        Ok(())
+    }
+
+    /// The service is not trusted to choose what a child sees: it may have been taken over.
+    pub(super) fn check_mounts(&self, mounts: &[Mount]) -> io::Result<()> {
+        for mount in mounts {
+            let real = mount.source.canonicalize().map_err(|err| named(&mount.source, &err))?;
+            let allowed = self.settings.sources.iter().any(|source| real.starts_with(source));
+            let known = Mount::TARGETS.iter().any(|target| Path::new(target) == mount.target);
+            if !allowed || !known {
+                let text = format!("{} must not be shown to a child at {}", real.display(), mount.target.display());
+                return Err(io::Error::new(io::ErrorKind::PermissionDenied, text));
+            }
+        }
+        Ok(())
+    }
+
+    /// Hands its connections to the supervisor, if it is to have any.
+    pub(super) fn let_out(&mut self, running: &mut Running, network: &Network) -> io::Result<()> {
+        let Network::Egress(policy) = network else { return Ok(()) };
+        if let (Some(supervisor), Some(connects)) = (&self.supervisor, running.connects.take()) {
+            supervisor.add(running.id.0, policy, connects).map_err(io::Error::other)?;
+        }
+        Ok(())
+    }
+
+    /// SIGKILLs it and everything in it.
+    pub(super) fn kill(&self, running: &mut Running) {
+        if let Some(group) = &running.group
+            && let Err(err) = group.kill()
+        {
+            eprintln!("chatfn-broker: kill a cgroup: {err}");
+        }
+        // SAFETY: a live descriptor and no siginfo.
+        unsafe { libc::syscall(libc::SYS_pidfd_send_signal, running.pidfd.as_raw_fd(), libc::SIGKILL, 0, 0) };
+    }
+
+    fn reap_now(&self, running: &Running) -> Exit {
+        let _ = kill(running.pid, Signal::SIGKILL);
+        let _ = waitpid(running.pid, None);
+        Exit::UNKNOWN
+    }
+
+    /// What is known of a child that was reaped; gives back what it had.
+    pub(super) fn bury(&mut self, running: Running, exit: Exit) -> Exit {
+        let mut exit = running.told(exit);
+        if let Some(supervisor) = &self.supervisor {
+            let _ = supervisor.remove(running.id.0); // It is gone: so is what was to be removed.
+        }
+        if let Some(group) = &running.group
+            && let Ok(usage) = group.usage()
+        {
+            exit.memory_limit_hit = usage.oom_kills > 0;
+            exit.peak_memory_bytes = exit.peak_memory_bytes.max(usage.memory_peak_bytes.unwrap_or(0));
+            exit.cpu_time = exit.cpu_time.max(usage.cpu_time.unwrap_or_default());
+        }
+        drop(running.group);
+        if let (Some(users), Some(user)) = (&mut self.users, running.user) {
+            users.give_back(user);
+        }
+        exit
+    }
+
+    /// Removes what could not be removed at once: the kernel takes some milliseconds for a group whose last process has just ended.
+    pub(super) fn tidy(&self) {
+        if let Some(cgroups) = &self.cgroups {
+            cgroups.sweep();
+        }
+    }
+
+    /// # Errors
+    /// The kernel cannot ask it, or it could not be started.
+    pub(super) fn start_supervisor(&mut self) -> io::Result<Pid> {
+        let supervisor = egress::start()?;
+        let pid = supervisor.pid();
+        self.supervisor = Some(supervisor);
+        Ok(pid)
+    }
+
+    /// The broker's children that are none of the service's.
+    pub(super) fn helpers(&self) -> Option<Pid> {
+        self.supervisor.as_ref().map(Supervisor::pid)
+    }
+
+    /// Everything is dead and buried: removes what was made for it.
+    pub(super) fn close(&mut self) {
+        self.supervisor = None;
+        if let Some(cgroups) = self.cgroups.take()
+            && let Err(err) = cgroups.close()
+        {
+            eprintln!("chatfn-broker: remove its cgroups: {err}");
+        }
+    }
+}
+
+impl Running {
+    /// With Node's own end, where its init saw it: what was reaped is the init.
+    fn told(&self, mut exit: Exit) -> Exit {
+        let mut status = [0u8; size_of::<libc::c_int>()];
+        if let Ok(length) = nix::unistd::read(&self.end, &mut status)
+            && length == status.len()
+        {
+            exit.status = ExitStatus::from_wait(libc::c_int::from_ne_bytes(status));
+        }
+        exit
+    }
+}
+
+/// Until it runs, or could not.
+fn hear(hearer: &status::Hearer, running: &mut Running) -> io::Result<()> {
+    loop {
+        match hearer.next()? {
+            Said::Nothing => return Ok(()),
+            Said::Failed(problem) => return Err(io::Error::other(problem)),
+            Said::Listener(listener) => running.listener = Some(listener),
+            Said::Connects(connects) => running.connects = Some(connects),
+        }
+    }
+}
+
+pub(super) fn group_limits(limits: &Limits) -> cgroup::Limits {
+    cgroup::Limits {
+        memory_bytes: Some(limits.memory_bytes),
+        pids: Some(limits.pids),
+        cpu_millis: (limits.cpu_millis > 0).then_some(limits.cpu_millis),
+    }
+}
+
+/// The directory and what stands in it; what stands deeper was made by its user.
+fn give(directory: &Path, user: u32) -> io::Result<()> {
+    lchown(directory, Some(user), Some(user))?;
+    for entry in fs::read_dir(directory)? {
+        lchown(entry?.path(), Some(user), Some(user))?;
     }
     Ok(())
 }
 
-fn move_to(descriptor: &OwnedFd, number: RawFd) -> io::Result<()> {
-    // Away from 3 and 4 first: the descriptor of one may stand where the other goes.
-    let away = fcntl(descriptor, FcntlArg::F_DUPFD_CLOEXEC(DESCRIPTOR_MIN))?;
-    // SAFETY: plain dup2 of a descriptor that we own onto a number that nothing of ours uses (see DESCRIPTOR_MIN).
-    if unsafe { libc::dup2(away, number) } < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    debug_assert_ne!(descriptor.as_raw_fd(), number);
-    Ok(())
-}
-
-fn restrict(limits: ResourceLimits) -> io::Result<()> {
-    let set = |resource, value| setrlimit(resource, value, value).map_err(io::Error::from);
-    set(Resource::RLIMIT_CORE, 0)?;
-    set(Resource::RLIMIT_NOFILE, limits.open_files)?;
-    if let Some(bytes) = limits.file_bytes {
-        set(Resource::RLIMIT_FSIZE, bytes)?;
-    }
-    if let Some(cpu) = limits.cpu {
-        set(Resource::RLIMIT_CPU, cpu.as_secs().max(1))?;
-    }
-    if let Some(bytes) = limits.data_bytes {
-        set(Resource::RLIMIT_DATA, bytes)?;
-    }
-    Ok(())
+fn named(path: &Path, err: &io::Error) -> io::Error {
+    io::Error::new(err.kind(), format!("{}: {err}", path.display()))
 }

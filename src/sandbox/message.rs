@@ -9,7 +9,9 @@ use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, s
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::{Exit, Spec};
+use super::settings::Settings;
+use super::spec::{Exit, Limits, Mount, Network, Spec};
+use crate::model::Report;
 
 /// Environment, arguments and paths fit many times over.
 const MESSAGE_BYTES_MAX: usize = 4 << 20;
@@ -22,12 +24,32 @@ pub(super) struct ChildId(pub u64);
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Request {
-    Spawn { id: ChildId, spec: Box<Spec> },
-    Kill { id: ChildId },
+    /// The first one, once.
+    SetUp(Box<Settings>),
+    Spawn {
+        id: ChildId,
+        spec: Box<Spec>,
+    },
+    /// Gives a running child more to see, and its limits.
+    Attach {
+        id: ChildId,
+        mounts: Vec<Mount>,
+        limits: Limits,
+        network: Network,
+    },
+    Kill {
+        id: ChildId,
+    },
 }
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Reply {
+    /// The answer to [`Request::SetUp`].
+    Ready(Report),
+    NotReady {
+        reason: String,
+    },
+    /// Comes with the child's listening socket, if it has one.
     Started {
         id: ChildId,
         pid: u32,
@@ -35,6 +57,10 @@ pub(super) enum Reply {
     NotStarted {
         id: ChildId,
         reason: String,
+    },
+    Attached {
+        id: ChildId,
+        problem: Option<String>,
     },
     /// Said once nothing of the child's tree is left.
     Exited {
@@ -56,8 +82,12 @@ pub(super) fn send_all(socket: &UnixStream, queue: &mpsc::Receiver<(Request, Vec
     let _ = socket.shutdown(std::net::Shutdown::Write);
 }
 
-pub(super) fn send_reply(socket: &UnixStream, reply: &Reply) -> io::Result<()> {
-    send(socket, reply, &[])
+pub(super) fn send_request(socket: &UnixStream, request: &Request) -> io::Result<()> {
+    send(socket, request, &[])
+}
+
+pub(super) fn send_reply(socket: &UnixStream, reply: &Reply, descriptors: &[OwnedFd]) -> io::Result<()> {
+    send(socket, reply, descriptors)
 }
 
 /// `None` when the service closed its end.
@@ -66,8 +96,8 @@ pub(super) fn receive_request(socket: &UnixStream) -> io::Result<Option<(Request
 }
 
 /// `None` when the broker closed its end.
-pub(super) fn receive_reply(socket: &UnixStream) -> io::Result<Option<Reply>> {
-    Ok(receive(socket)?.map(|(reply, _)| reply))
+pub(super) fn receive_reply(socket: &UnixStream) -> io::Result<Option<(Reply, Vec<OwnedFd>)>> {
+    receive(socket)
 }
 
 fn send<T: Serialize>(mut socket: &UnixStream, message: &T, descriptors: &[OwnedFd]) -> io::Result<()> {
@@ -117,7 +147,7 @@ mod tests {
 
     use proptest::prelude::*;
 
-    use super::super::ExitStatus;
+    use super::super::spec::ExitStatus;
     use super::*;
 
     #[test]
@@ -139,11 +169,11 @@ mod tests {
         #[test]
         fn any_reply_survives_the_socket(id: u64, pid: u32, code: i32, reason in ".{0,200}", peak in 0u64..1 << 50) {
             let (a, b) = UnixStream::pair().expect("socket pair");
-            let exit = Exit { status: ExitStatus::Code(code), cpu_time: Duration::from_micros(9), peak_memory_bytes: peak };
+            let exit = Exit { status: ExitStatus::Code(code), cpu_time: Duration::from_micros(9), peak_memory_bytes: peak, memory_limit_hit: peak % 2 == 0 };
             let id = ChildId(id);
             for reply in [Reply::Started { id, pid }, Reply::NotStarted { id, reason }, Reply::Exited { id, exit }] {
-                send_reply(&a, &reply).expect("send");
-                let back = receive_reply(&b).expect("receive").expect("open");
+                send_reply(&a, &reply, &[]).expect("send");
+                let (back, _) = receive_reply(&b).expect("receive").expect("open");
                 prop_assert_eq!(format!("{back:?}"), format!("{reply:?}"));
             }
         }

@@ -6,109 +6,73 @@
 //!
 //! Knows no apps, no pools and no protocol: it hands out pipes. Start reading at [`Sandbox::start`], then [`launch`].
 //!
-//! What confines a child today is a session of its own, rlimits, a cleared environment and descriptors, no_new_privs and the tree
-//! kill. Namespaces, uids, Landlock, seccomp and cgroups come with the isolation issue; [`ISOLATION_NOTICE`] says so at start-up.
+//! What confines a child is in layers, a file each, put on in the order that [`child`] explains: [`clone`] (namespaces), [`root`],
+//! [`privileges`] (user, capabilities, rlimits), [`landlock`], [`seccomp`], [`cgroup`], [`egress`]. Which of them work on a machine
+//! is tried at the start, by a child that attempts what is forbidden ([`probe`]); [`Report`] says so.
 
 #![allow(unsafe_code, reason = "fork, exec and wait need it; every block says why it is sound")]
 
+mod attach;
 mod broker;
-#[allow(dead_code, reason = "the launcher uses it once children are confined")]
 mod cgroup;
-#[allow(dead_code, reason = "the launcher uses it once children are confined")]
+mod child;
+mod clone;
 pub mod egress;
-#[allow(dead_code, reason = "the launcher uses it once children are confined")]
 mod landlock;
 mod launch;
 mod message;
-#[allow(dead_code, reason = "the launcher uses it once children are confined")]
+mod mounts;
+mod plan;
+mod privileges;
+mod probe;
+mod root;
 mod seccomp;
-#[allow(dead_code, reason = "the launcher uses it once children are confined")]
+mod set_up;
+mod settings;
+mod spec;
+mod status;
 mod syscalls;
 #[cfg(test)]
 mod testing;
 mod tree;
+mod users;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::io;
+use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
-use std::time::Duration;
 
 use nix::fcntl::OFlag;
 use nix::sys::prctl;
-use nix::unistd::{getpid, pipe2};
-use serde::{Deserialize, Serialize};
+use nix::sys::wait::waitpid;
+use nix::unistd::{Pid, getpid, pipe2};
 use tokio::net::unix::pipe;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use message::{ChildId, Reply, Request};
 
+use crate::model::Report;
+
 pub use broker::serve as serve_broker;
-
-/// What the service says about its confinement until the isolation issue fills this module.
-pub const ISOLATION_NOTICE: &str = "isolation: process tree + rlimits + cleared environment only; tenants' code can read what this user can read, \
-     and cpu_millis, pids_max, tmp_bytes, subprocesses and egress are recorded but not enforced: run trusted code";
-
-/// The limits that [`ISOLATION_NOTICE`] speaks of, by their names in the contract.
-pub const LIMITS_NOT_ENFORCED: [&str; 5] = ["cpu_millis", "pids_max", "tmp_bytes", "subprocesses", "egress"];
+pub use child::REGISTRY_PORT;
+pub use settings::Settings;
+pub use spec::{Exit, ExitStatus, Limits, Mount, Network, Profile, Spec};
 
 /// Requests on their way to the broker; it takes each within a few milliseconds.
 const REQUESTS_QUEUED_MAX: usize = 256;
 
-/// What to run.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Spec {
-    pub program: PathBuf,
-    pub args: Vec<String>,
-    /// All of it: nothing is inherited.
-    pub environment: BTreeMap<String, String>,
-    pub directory: PathBuf,
-    pub limits: ResourceLimits,
-    /// Whether descriptors 3 (read) and 4 (write) are pipes to the service.
-    pub protocol: bool,
-}
-
-/// rlimits of the child and of each of its descendants. Hard and soft alike.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-pub struct ResourceLimits {
-    /// RLIMIT_DATA. Never RLIMIT_AS: V8 reserves far more address space than it uses.
-    pub data_bytes: Option<u64>,
-    pub open_files: u64,
-    /// Of one file.
-    pub file_bytes: Option<u64>,
-    /// CPU time since the start, all threads together: not for pooled workers.
-    pub cpu: Option<Duration>,
-}
-
-/// How a child ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Exit {
-    pub status: ExitStatus,
-    pub cpu_time: Duration,
-    pub peak_memory_bytes: u64,
-}
-
-impl Exit {
-    const UNKNOWN: Self = Self { status: ExitStatus::Unknown, cpu_time: Duration::ZERO, peak_memory_bytes: 0 };
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum ExitStatus {
-    Code(i32),
-    Signal(i32),
-    /// The broker is gone, and with it the knowledge.
-    Unknown,
-}
-
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("start {program}: {reason}")]
-    Start { program: String, reason: String },
+    #[error("start Node in its sandbox: {0}")]
+    Start(String),
+    #[error("show a running child more: {0}")]
+    Attach(String),
     #[error("the sandbox broker is gone")]
     BrokerGone,
     #[error("make pipes for a child: {0}")]
@@ -122,9 +86,11 @@ pub struct Sandbox {
 }
 
 struct Shared {
+    report: Report,
     requests: mpsc::SyncSender<(Request, Vec<OwnedFd>)>,
     waiting: Mutex<Waiting>,
     gone: CancellationToken,
+    socket: UnixStream,
     broker_pid: u32,
 }
 
@@ -132,17 +98,24 @@ struct Shared {
 struct Waiting {
     next_id: u64,
     gone: bool,
-    starts: HashMap<ChildId, oneshot::Sender<Result<u32, String>>>,
+    closing: bool,
+    starts: HashMap<ChildId, oneshot::Sender<Result<Started, String>>>,
+    attaches: HashMap<ChildId, oneshot::Sender<Option<String>>>,
     exits: HashMap<ChildId, oneshot::Sender<Exit>>,
 }
 
+struct Started {
+    pid: u32,
+    listener: Option<OwnedFd>,
+}
+
 impl Sandbox {
-    /// Starts the broker by running this program's `sandbox-broker` command. Call it before any other thread exists, so that the
-    /// broker inherits nothing but what it needs.
+    /// Starts the broker by running this program's `sandbox-broker` command, and has it find out what works here. Call it before any
+    /// other thread exists, so that the broker inherits nothing but what it needs.
     ///
     /// # Errors
-    /// The process could not be started.
-    pub fn start() -> io::Result<Self> {
+    /// The process could not be started, or no mode that was asked for works; the reasons are the kernel's.
+    pub fn start(settings: Settings) -> io::Result<Self> {
         // What a broker that died leaves behind comes to us then: see `broker_gone`.
         prctl::set_child_subreaper(true)?;
         let (ours, theirs) = UnixStream::pair()?;
@@ -154,20 +127,28 @@ impl Sandbox {
             .env_clear()
             .current_dir("/")
             .spawn()?;
+        message::send_request(&ours, &Request::SetUp(Box::new(settings)))?;
+        let report = match message::receive_reply(&ours)? {
+            Some((Reply::Ready(report), _)) => report,
+            Some((Reply::NotReady { reason }, _)) => return Err(io::Error::other(reason)),
+            _ => return Err(io::Error::other("the sandbox broker ended while it set itself up")),
+        };
         let (requests, queue) = mpsc::sync_channel(REQUESTS_QUEUED_MAX);
         let shared = Arc::new(Shared {
+            report,
             requests,
             waiting: Mutex::default(),
             gone: CancellationToken::new(),
+            socket: ours.try_clone()?,
             broker_pid: broker.id(),
         });
         let sender = ours.try_clone()?;
         thread::Builder::new().name("sandbox-send".into()).spawn(move || message::send_all(&sender, &queue))?;
         let receiver = Arc::downgrade(&shared);
         thread::Builder::new().name("sandbox-receive".into()).spawn(move || {
-            while let Ok(Some(reply)) = message::receive_reply(&ours) {
+            while let Ok(Some((reply, descriptors))) = message::receive_reply(&ours) {
                 let Some(shared) = receiver.upgrade() else { return };
-                shared.deliver(reply);
+                shared.deliver(reply, descriptors);
             }
             if let Some(shared) = receiver.upgrade() {
                 shared.broker_gone();
@@ -178,6 +159,32 @@ impl Sandbox {
 
     pub fn broker_pid(&self) -> u32 {
         self.shared.broker_pid
+    }
+
+    /// What confines children here.
+    pub fn report(&self) -> &Report {
+        &self.shared.report
+    }
+
+    /// Where a child sees what is mounted.
+    pub fn seen(&self, mount: &Mount) -> PathBuf {
+        if self.report().mode.has_root() { mount.target.clone() } else { mount.source.clone() }
+    }
+
+    /// Where a child sees Node.
+    pub fn node_seen<'a>(&self, node: &'a Path) -> &'a Path {
+        if self.report().mode.has_root() { Path::new(root::NODE) } else { node }
+    }
+
+    /// Ends the broker and whatever it still runs; on return all of it is gone.
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves the broker to its end.
+    pub async fn close(&self) {
+        self.shared.waiting().closing = true;
+        // Fails if the broker has closed its end: then it is gone already, or will be.
+        let _ = self.shared.socket.shutdown(Shutdown::Write);
+        self.gone().await;
     }
 
     /// Resolves when the broker has died.
@@ -193,18 +200,28 @@ impl Sandbox {
     /// # Cancel safety
     /// Dropping the future after the request went out ends the child: its exit has nobody to go to, and its pipes are closed.
     pub async fn spawn(&self, spec: Spec) -> Result<Child, Error> {
-        let program = spec.program.display().to_string();
         let (pipes, theirs) = Pipes::new(spec.protocol).map_err(Error::Pipes)?;
         let (started, start) = oneshot::channel();
         let (exited, exit) = oneshot::channel();
         let id = self.shared.register(started, exited)?;
-        let mut child = Child { id, pid: 0, pipes: Some(pipes), exit, shared: Arc::clone(&self.shared), ended: None };
+        let mut child = Child {
+            id,
+            pid: 0,
+            pipes: Some(pipes),
+            listener: None,
+            exit,
+            shared: Arc::clone(&self.shared),
+            ended: None,
+        };
         self.shared.request(Request::Spawn { id, spec: Box::new(spec) }, theirs)?;
         match start.await {
-            Ok(Ok(pid)) => child.pid = pid,
+            Ok(Ok(started)) => {
+                child.pid = started.pid;
+                child.listener = started.listener;
+            }
             Ok(Err(reason)) => {
                 child.ended = Some(Exit::UNKNOWN);
-                return Err(Error::Start { program, reason });
+                return Err(Error::Start(reason));
             }
             Err(_) => return Err(Error::BrokerGone),
         }
@@ -219,7 +236,7 @@ impl Shared {
 
     fn register(
         &self,
-        started: oneshot::Sender<Result<u32, String>>,
+        started: oneshot::Sender<Result<Started, String>>,
         exited: oneshot::Sender<Exit>,
     ) -> Result<ChildId, Error> {
         let mut waiting = self.waiting();
@@ -238,12 +255,18 @@ impl Shared {
         self.requests.send((request, descriptors)).map_err(|_| Error::BrokerGone)
     }
 
-    fn deliver(&self, reply: Reply) {
+    fn deliver(&self, reply: Reply, descriptors: Vec<OwnedFd>) {
         let mut waiting = self.waiting();
         match reply {
+            Reply::Ready(_) | Reply::NotReady { .. } => {} // Said once, before this.
             Reply::Started { id, pid } => {
                 if let Some(started) = waiting.starts.remove(&id) {
-                    let _ = started.send(Ok(pid));
+                    let _ = started.send(Ok(Started { pid, listener: descriptors.into_iter().next() }));
+                }
+            }
+            Reply::Attached { id, problem } => {
+                if let Some(attached) = waiting.attaches.remove(&id) {
+                    let _ = attached.send(problem);
                 }
             }
             Reply::NotStarted { id, reason } => {
@@ -253,6 +276,7 @@ impl Shared {
                 }
             }
             Reply::Exited { id, exit } => {
+                waiting.attaches.remove(&id);
                 if let Some(exited) = waiting.exits.remove(&id) {
                     let _ = exited.send(exit);
                 }
@@ -261,12 +285,22 @@ impl Shared {
     }
 
     fn broker_gone(&self) {
-        tracing::error!("the sandbox broker is gone: no worker can be started any more; restart the service");
+        let closing = {
+            let mut waiting = self.waiting();
+            waiting.gone = true;
+            waiting.closing
+        };
+        if closing {
+            // It has let go of its socket, the last thing that it does but one.
+            let _ = waitpid(Pid::from_raw(self.broker_pid.cast_signed()), None);
+        } else {
+            tracing::error!("the sandbox broker is gone: no worker can be started any more; restart the service");
+        }
         // Its children die with it, but theirs do not. All of them are ours now, and nobody else's: only the broker starts any.
-        self.waiting().gone = true;
         tree::end_orphans(getpid(), &BTreeSet::new());
         let mut waiting = self.waiting();
         waiting.starts.clear();
+        waiting.attaches.clear();
         waiting.exits.clear();
         drop(waiting);
         self.gone.cancel();
@@ -282,7 +316,7 @@ pub struct Pipes {
 }
 
 impl Pipes {
-    /// Ours, and the child's ends in the order of [`launch`]: 1, 2, 3, 4.
+    /// Ours, and the child's ends in the order in which it has them: 1, 2, 3, 4.
     fn new(protocol: bool) -> io::Result<(Self, Vec<OwnedFd>)> {
         let (stdout, child_stdout) = pipe2(OFlag::O_CLOEXEC)?;
         let (stderr, child_stderr) = pipe2(OFlag::O_CLOEXEC)?;
@@ -307,6 +341,7 @@ pub struct Child {
     id: ChildId,
     pid: u32,
     pipes: Option<Pipes>,
+    listener: Option<OwnedFd>,
     exit: oneshot::Receiver<Exit>,
     shared: Arc<Shared>,
     /// How, once it is known.
@@ -322,6 +357,30 @@ impl Child {
     /// The pipes, once.
     pub fn take_pipes(&mut self) -> Option<Pipes> {
         self.pipes.take()
+    }
+
+    /// The listening socket in the child's network namespace, once; see [`Network::Registry`].
+    pub fn take_listener(&mut self) -> Option<OwnedFd> {
+        self.listener.take()
+    }
+
+    /// Shows a running child more directories, gives it the limits it is to have from now on, and lets it reach what `network` says.
+    /// For a child that was started without: it cannot lose what it has.
+    ///
+    /// # Errors
+    /// A directory could not be attached; end the child then, it may have been given a part.
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves the child with or without.
+    pub async fn attach(&self, mounts: Vec<Mount>, limits: Limits, network: Network) -> Result<(), Error> {
+        let (attached, attach) = oneshot::channel();
+        self.shared.waiting().attaches.insert(self.id, attached);
+        self.shared.request(Request::Attach { id: self.id, mounts, limits, network }, Vec::new())?;
+        match attach.await {
+            Ok(None) => Ok(()),
+            Ok(Some(problem)) => Err(Error::Attach(problem)),
+            Err(_) => Err(Error::Attach("it ended".to_owned())),
+        }
     }
 
     /// SIGKILLs the child and every descendant. Returns at once; `wait` for the end.

@@ -18,6 +18,14 @@ const EXIT_PROTOCOL: i32 = 71;
 /// The failure of the invocation that ran alone when the worker ended by itself.
 pub fn failure(exit: &Exit, stderr_tail: &str, memory_bytes: u64) -> FunctionFailure {
     let (kind, name, message) = match exit.status {
+        _ if exit.memory_limit_hit => (
+            FailureKind::OutOfMemory,
+            "OutOfMemory",
+            format!(
+                "the kernel ended the worker at its memory limit: {}",
+                memory(memory_bytes, exit.peak_memory_bytes)
+            ),
+        ),
         ExitStatus::Signal(_) | ExitStatus::Code(_) if is_out_of_memory(exit, stderr_tail) => (
             FailureKind::OutOfMemory,
             "OutOfMemory",
@@ -80,7 +88,7 @@ mod tests {
             (ExitStatus::Unknown, "", FailureKind::Crashed, "nobody saw"),
         ];
         for (status, stderr, kind, message) in table {
-            let exit = Exit { status, cpu_time: Duration::ZERO, peak_memory_bytes: 200 << 20 };
+            let exit = Exit { status, cpu_time: Duration::ZERO, peak_memory_bytes: 200 << 20, memory_limit_hit: false };
             let failure = failure(&exit, stderr, 256 << 20);
             assert_eq!(failure.kind, kind, "{status:?}");
             assert!(failure.message.contains(message), "{}", failure.message);

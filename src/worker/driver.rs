@@ -30,6 +30,8 @@ use pipes::Io;
 const OVERDUE_GRACE: Duration = Duration::from_millis(50);
 /// For an idle worker that was told to shut down.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(1);
+/// For a worker that closed its end: it is exiting, and how it does says more than our SIGKILL would, which hits its init too.
+const CLOSED_GRACE: Duration = Duration::from_millis(500);
 /// After the process is gone its pipes hold at most what fits into them.
 const DRAIN_MAX: Duration = Duration::from_millis(500);
 /// Room for the envelope around a result.
@@ -41,7 +43,7 @@ pub(super) struct Driver {
     child: Child,
     io: Io,
     /// Removed when the driver ends.
-    scratch: TempDir,
+    scratch: Option<TempDir>,
     commands: mpsc::Receiver<Command>,
     /// Whether a handle is left.
     wanted: bool,
@@ -51,6 +53,8 @@ pub(super) struct Driver {
     idle_budget: Budget,
     sink: Sink,
     killed: Option<KillCause>,
+    /// When the kill follows, where it was put off.
+    kill_at: Option<Instant>,
     /// The shim said that it exits. What it did not answer by then it never began.
     leaving: bool,
     /// It said that something an answered invocation left behind failed.
@@ -120,7 +124,7 @@ impl Driver {
         config: Arc<Config>,
         program: Arc<Program>,
         mut child: Child,
-        scratch: TempDir,
+        scratch: Option<TempDir>,
         commands: mpsc::Receiver<Command>,
         started: Started,
     ) -> Option<Self> {
@@ -142,6 +146,7 @@ impl Driver {
             idle_budget,
             sink,
             killed: None,
+            kill_at: None,
             leaving: false,
             faulted: false,
             exited: false,
@@ -210,7 +215,8 @@ impl Driver {
     fn next_deadline(&self) -> Option<Instant> {
         if self.killed.is_some() {
             // Its end may take a while; nobody's answer does.
-            return self.in_flight.iter().filter(|entry| entry.reply.is_some()).map(|entry| entry.deadline).min();
+            let waiting = self.in_flight.iter().filter(|entry| entry.reply.is_some());
+            return waiting.map(|entry| entry.deadline).chain(self.kill_at).min();
         }
         let phase = match &self.phase {
             Phase::Booting { deadline, .. }
@@ -254,8 +260,12 @@ impl Driver {
     }
 
     fn kill(&mut self, cause: KillCause) {
+        let closed = matches!(cause, KillCause::Closed);
         if self.killed.is_none() {
             self.killed = Some(cause);
+            self.kill_at = Some(Instant::now() + CLOSED_GRACE);
+        }
+        if !closed && self.kill_at.take().is_some() {
             self.child.kill();
         }
     }
@@ -437,6 +447,9 @@ impl Driver {
 
     /// Whatever is due: a start that took too long, a caller's budget, the grace after it.
     fn expire(&mut self, now: Instant) {
+        if self.kill_at.take_if(|at| *at <= now).is_some() {
+            self.child.kill();
+        }
         match &self.phase {
             Phase::Booting { deadline, .. } | Phase::Initializing { deadline, .. } if *deadline <= now => {
                 return self.start_timed_out();

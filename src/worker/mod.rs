@@ -19,11 +19,12 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 
+use crate::config::Egress;
 use crate::model::{
     AppId, FailureKind, FunctionFailure, FunctionModule, InvocationId, Limits, LogLine, Module, Outcome, RawJson,
     TriggerType, VersionNumber,
 };
-use crate::sandbox::{self, ResourceLimits, Sandbox, Spec};
+use crate::sandbox::{self, Mount, Network, Profile, Sandbox, Spec};
 
 pub use codec::{FrameCodec, FrameError};
 pub use logs::LogLimits;
@@ -39,14 +40,19 @@ const OPEN_FILES: u64 = 256;
 /// What a worker needs besides its JavaScript heap: code, stacks, semi-spaces, Buffers (isolation.md 1.5).
 const NOT_HEAP_BYTES: u64 = 96 << 20;
 
+/// Where a worker with a root of its own sees its things.
+const APP: &str = "/app";
+const LAYER: &str = "/layer";
+const SHIM: &str = "/shim";
+
 /// How this service runs workers.
 pub struct Config {
     pub sandbox: Sandbox,
     /// The Node binary.
     pub node: PathBuf,
-    /// The shim's `main.js`.
+    /// The shim's directory, with `main.js`.
     pub shim: PathBuf,
-    /// Holds a temporary directory per worker.
+    /// Holds a temporary directory for each worker that has no `/tmp` of its own.
     pub scratch: PathBuf,
     /// From spawn until the shim is ready. Node hangs for ever if it cannot start a thread.
     pub ready_timeout: Duration,
@@ -54,8 +60,18 @@ pub struct Config {
     pub init_timeout: Duration,
     pub result_bytes_max: usize,
     pub log_limits: LogLimits,
+    pub egress: Egress,
     /// Lines that find it full are lost: a log never holds up an answer.
     pub logs: mpsc::Sender<LogLine>,
+}
+
+impl Config {
+    /// How the texts of this program's workers are to be rewritten.
+    pub fn paths(&self, program: &Program, renamed: BTreeMap<String, Renamed>) -> Paths {
+        let directories: Vec<_> = program.mounts().iter().map(|mount| self.sandbox.seen(mount)).collect();
+        let directories: Vec<&Path> = directories.iter().map(PathBuf::as_path).collect();
+        Paths::new(&directories, &self.sandbox.seen(&Mount::read_only(&self.shim, SHIM)), renamed)
+    }
 }
 
 /// What a worker is to run: one version.
@@ -63,8 +79,10 @@ pub struct Config {
 pub struct Program {
     pub app: AppId,
     pub version: VersionNumber,
-    /// Holds the emitted sources and `node_modules`.
+    /// Holds the emitted sources and a link to the layer's `node_modules`.
     pub directory: PathBuf,
+    /// The installed dependencies.
+    pub layer: Option<PathBuf>,
     pub environment: BTreeMap<String, String>,
     pub init: Option<Module>,
     pub functions: Vec<FunctionModule>,
@@ -164,11 +182,14 @@ impl Worker {
     /// Dropping the future, or both of what it returns, ends the process.
     pub async fn spawn(config: Arc<Config>, program: Arc<Program>) -> Result<(Self, Starting), StartError> {
         let broken = |what: &str, err: &dyn std::fmt::Display| StartError::Broken(format!("{what}: {err}"));
-        let scratch = tempfile::Builder::new()
-            .prefix("worker-")
-            .tempdir_in(&config.scratch)
-            .map_err(|err| broken("make a temporary directory", &err))?;
-        let spec = spec(&config, &program, scratch.path());
+        let scratch = match config.sandbox.report().mode.has_root() {
+            true => None,
+            false => {
+                let made = tempfile::Builder::new().prefix("worker-").tempdir_in(&config.scratch);
+                Some(made.map_err(|err| broken("make a temporary directory", &err))?)
+            }
+        };
+        let spec = spec(&config, &program, scratch.as_ref().map(tempfile::TempDir::path));
         let child = config.sandbox.spawn(spec).await.map_err(|err: sandbox::Error| broken("spawn", &err))?;
         let pid = child.pid();
         let (commands, receiver) = mpsc::channel(COMMANDS_QUEUED_MAX);
@@ -223,28 +244,46 @@ impl Worker {
     }
 }
 
-fn spec(config: &Config, program: &Program, scratch: &Path) -> Spec {
+/// What a worker of this version is started with.
+fn spec(config: &Config, program: &Program, scratch: Option<&Path>) -> Spec {
+    let shim = Mount::read_only(&config.shim, SHIM);
     let limits = &program.limits;
     let heap_mib = limits.memory_bytes.saturating_sub(NOT_HEAP_BYTES).max(64 << 20) >> 20;
+    let main = config.sandbox.seen(&shim).join("main.js");
     Spec {
-        program: config.node.clone(),
-        args: vec![format!("--max-old-space-size={heap_mib}"), config.shim.display().to_string()],
+        profile: if limits.subprocesses { Profile::WorkerWithSubprocesses } else { Profile::Worker },
+        args: vec![format!("--max-old-space-size={heap_mib}"), main.display().to_string()],
         environment: environment(config, program, scratch),
-        directory: program.directory.clone(),
-        limits: ResourceLimits {
-            data_bytes: Some(limits.memory_bytes),
+        directory: config.sandbox.seen(&program.mounts()[0]),
+        mounts: program.mounts().into_iter().chain([shim]).collect(),
+        scratch: scratch.map(Path::to_owned),
+        limits: sandbox::Limits {
+            memory_bytes: limits.memory_bytes,
+            data_bytes: limits.memory_bytes,
+            cpu_millis: limits.cpu_millis,
+            pids: limits.pids_max,
+            tmp_bytes: limits.tmp_bytes,
             open_files: OPEN_FILES,
-            file_bytes: Some(limits.tmp_bytes),
-            cpu: None,
+            file_bytes: limits.tmp_bytes,
+            cpu_time: None,
         },
+        network: Network::Egress(config.egress.policy(&program.app, &limits.egress)),
         protocol: true,
     }
 }
 
+impl Program {
+    /// The version's directory first.
+    fn mounts(&self) -> Vec<Mount> {
+        let layer = self.layer.iter().map(|layer| Mount::read_only(layer, LAYER));
+        [Mount::read_only(&self.directory, APP)].into_iter().chain(layer).collect()
+    }
+}
+
 /// The allow-list, then the app's own. Publishing refused names that steer the loader.
-fn environment(config: &Config, program: &Program, scratch: &Path) -> BTreeMap<String, String> {
-    let node_directory = config.node.parent().unwrap_or(Path::new("/usr/bin")).display();
-    let scratch = scratch.display().to_string();
+fn environment(config: &Config, program: &Program, scratch: Option<&Path>) -> BTreeMap<String, String> {
+    let node_directory = config.sandbox.node_seen(&config.node).parent().unwrap_or(Path::new("/usr/bin")).display();
+    let scratch = scratch.unwrap_or(Path::new("/tmp")).display().to_string();
     let mut environment = BTreeMap::from([
         ("PATH".to_owned(), format!("{node_directory}:/usr/local/bin:/usr/bin:/bin")),
         ("HOME".to_owned(), scratch.clone()),

@@ -1,6 +1,5 @@
 //! A worker that ends: the one it ran for is told how, nobody else is, and the next call is fine.
 
-use std::path::Path;
 use std::time::Duration;
 
 use chatfn::proto::{self, ErrorKind, invoke_response::Outcome};
@@ -8,7 +7,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
 
-use crate::harness::{Answered, LOGIN, TestApp, TestServer, wait_until};
+use crate::harness::{Answered, LOGIN, TestApp, TestServer, alive, wait_until};
 use crate::pool::{Gate, hold, until_busy};
 use crate::publish_request::Publish;
 
@@ -53,6 +52,11 @@ async fn every_way_to_end_a_worker_fails_its_own_invocation_alone() {
     server.stop().await;
 }
 
+async fn until_gone(app: &TestApp, pids: &[u32]) {
+    let any = async || app.pool().await.worker_pids.iter().any(|pid| pids.contains(pid));
+    wait_until("the worker is gone", async || !any().await).await;
+}
+
 /// The app's stored lines.
 async fn log(server: &TestServer, app: &TestApp) -> Vec<String> {
     let request = proto::TailLogsRequest { app_id: app.id.clone(), tail_lines: 1000, ..Default::default() };
@@ -67,32 +71,32 @@ async fn log(server: &TestServer, app: &TestApp) -> Vec<String> {
 #[tokio::test]
 async fn a_large_answer_followed_by_an_exit_arrives_whole() {
     let server = TestServer::start().await;
-    let source = "export const handleEvent = (event) => {
+    let source = "const worker = Math.random();
+    export const handleEvent = (event) => {
         if (event.username === 'exit') process.nextTick(() => setImmediate(() => process.exit(0)));
-        return event.username === 'jane' ? process.pid : 'x'.repeat(5 << 20);
+        return event.username === 'jane' ? worker : 'x'.repeat(5 << 20);
     }";
     let app = server.deploy_function("demo", LOGIN, source).await;
-    let pid = app.login("jane").await.json();
+    let (pids, worker) = (app.pool().await.worker_pids, app.login("jane").await.json());
     assert_eq!(app.login("exit").await.json().as_str().map(str::len), Some(5 << 20));
-    wait_until("the worker is gone", async || !app.pool().await.worker_pids.iter().any(|worker| json!(worker) == pid))
-        .await;
-    assert_ne!(app.login("jane").await.json(), pid);
+    until_gone(&app, &pids).await;
+    assert_ne!(app.login("jane").await.json(), worker);
     server.stop().await;
 }
 
 #[tokio::test]
 async fn an_error_after_the_answer_spoils_no_answer_and_is_logged() {
     let server = TestServer::start().await;
-    let source = "export const handleEvent = (event) => {
+    let source = "const worker = Math.random();
+    export const handleEvent = (event) => {
         if (event.username === 'late') setTimeout(() => Promise.reject(new Error('much too late')), 50);
-        return process.pid;
+        return worker;
     }";
     let app = server.deploy_function("demo", LOGIN, source).await;
+    let pids = app.pool().await.worker_pids;
     let answer = app.login("late").await;
-    let pid = answer.json();
-    wait_until("the worker is gone", async || !app.pool().await.worker_pids.iter().any(|worker| json!(worker) == pid))
-        .await;
-    assert_ne!(app.login("jane").await.json(), pid);
+    until_gone(&app, &pids).await;
+    assert_ne!(app.login("jane").await.json(), answer.json());
     wait_until("it is in the log", async || log(&server, &app).await.iter().any(|line| line.contains("much too late")))
         .await;
     let row = app.invocation(&answer.invocation_id).await;
@@ -123,21 +127,21 @@ async fn a_worker_that_ends_between_two_calls_fails_neither() {
 async fn what_an_earlier_invocation_left_behind_does_not_touch_the_next_one() {
     for concurrency in [1, 4] {
         let server = TestServer::start().await;
-        let source = "let failed; const failure = new Promise((resolve) => { failed = resolve; });
+        let source = "const worker = Math.random(); let failed; const failure = new Promise((resolve) => { failed = resolve; });
         export const handleEvent = async (event) => {
             if (event.username === 'late') setTimeout(() => { setImmediate(failed); throw new Error('left behind'); }, 100);
             if (event.username === 'next') await failure;
-            return process.pid;
+            return worker;
         }";
         let limits = |limits: &mut proto::Limits| (limits.concurrency, limits.workers_max) = (concurrency, 1);
         let app = Publish::login("demo", source).timeout(Duration::from_secs(60)).limits(limits).on(&server).await;
-        let pid = app.login("late").await.json();
-        assert_eq!(app.login("next").await.json(), pid, "it goes on where it began");
+        let worker = app.login("late").await.json();
+        assert_eq!(app.login("next").await.json(), worker, "it goes on where it began");
         wait_until("it is in the log", async || {
             log(&server, &app).await.iter().any(|line| line.contains("left behind"))
         })
         .await;
-        assert_ne!(app.login("jane").await.json(), pid, "that worker takes nothing new");
+        assert_ne!(app.login("jane").await.json(), worker, "that worker takes nothing new");
         server.stop().await;
     }
 }
@@ -160,7 +164,7 @@ async fn a_crash_leaves_other_workers_and_other_apps_alone() {
 #[tokio::test]
 async fn idle_workers_that_all_die_at_once_are_nobodys_outcome() {
     let server = TestServer::start().await;
-    let gate = Gate::new();
+    let gate = Gate::new(&server);
     // Their temporary files take a while to remove; nobody waits for that.
     let litter = "const { tmpdir } = require('os'), fs = require('fs');
         for (let n = 0; n < 2000 && !fs.existsSync(process.env.GATE); n += 1) fs.writeFileSync(`${tmpdir()}/${n}`, '');";
@@ -175,11 +179,9 @@ async fn idle_workers_that_all_die_at_once_are_nobodys_outcome() {
     for pid in &workers {
         kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL).expect("signal");
     }
-    // Gone for good: until its last thread has ended, the pipes of a process take what nobody will read.
-    let exists = |pid: &u32| Path::new("/proc").join(pid.to_string()).exists();
-    wait_until("they are dead", async || !workers.iter().any(exists)).await;
-    let answer = app.login("jane").await.json();
-    assert!(workers.iter().all(|pid| json!(pid) != answer));
+    wait_until("they are dead", async || alive(&workers).is_empty()).await;
+    app.login("jane").await.json();
+    assert!(app.pool().await.worker_pids.iter().all(|pid| !workers.contains(pid)));
     server.stop().await;
 }
 

@@ -78,7 +78,7 @@ async fn get(server: &TestServer, path: &str) -> String {
 #[tokio::test]
 async fn probes_work_over_plain_http_on_the_same_port() {
     let server = TestServer::start().await;
-    let gate = Gate::new();
+    let gate = Gate::new(&server);
     let app = gate.function("demo").on(&server).await;
     for (path, status, body) in
         [("/healthz", "HTTP/1.1 200 ", "ok\n"), ("/readyz", "HTTP/1.1 200 ", "ready\n"), ("/nothing", "HTTP/1.1 ", "")]

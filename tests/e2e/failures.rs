@@ -6,18 +6,19 @@ use chatfn::proto::{self, ErrorKind, InvocationStatus, invoke_response::Outcome}
 use serde_json::json;
 
 use crate::harness::{Answered, LOGIN, TestApp, TestServer, wait_until};
+use crate::pool::WHICH;
 use crate::publish_request::Publish;
 
-/// Answers its process id, unless told to spin.
-const SPINS: &str =
-    "export const handleEvent = (event) => { while (event.username === 'spin') {} return process.pid; }";
+/// Answers which worker it is, unless told to spin.
+const SPINS: &str = "const worker = Math.random();
+export const handleEvent = (event) => { while (event.username === 'spin') {} return worker; }";
 
 #[tokio::test]
 async fn an_endless_loop_is_answered_at_its_budget_and_its_worker_is_replaced() {
     let server = TestServer::start().await;
     let budget = Duration::from_millis(300);
     let app = Publish::login("demo", SPINS).timeout(budget).on(&server).await;
-    let before = app.login("jane").await.json();
+    let (pids, before) = (app.pool().await.worker_pids, app.login("jane").await.json());
     let asked = Instant::now();
     let answer = app.login("spin").await;
     let took = asked.elapsed();
@@ -25,10 +26,8 @@ async fn an_endless_loop_is_answered_at_its_budget_and_its_worker_is_replaced() 
     assert_eq!((answer.verdict(), answer.decided_by()), (proto::Verdict::Deny, proto::DecidedBy::Policy));
     assert!(took >= budget && took < budget + Duration::from_secs(1), "{took:?}");
     assert_ne!(app.login("jane").await.json(), before);
-    wait_until("the first worker is gone", async || {
-        !app.pool().await.worker_pids.iter().any(|pid| json!(pid) == before)
-    })
-    .await;
+    wait_until("the first worker is gone", async || !app.pool().await.worker_pids.iter().any(|pid| pids.contains(pid)))
+        .await;
     server.stop().await;
 }
 
@@ -58,8 +57,9 @@ async fn a_callers_shorter_deadline_bounds_the_run() {
 #[tokio::test]
 async fn a_handler_that_heeds_its_signal_keeps_its_worker() {
     let server = TestServer::start().await;
-    let source = "export const handleEvent = (event, context) => new Promise((resolve) => {
-        if (event.username !== 'wait') return resolve(process.pid);
+    let source = "const worker = Math.random();
+    export const handleEvent = (event, context) => new Promise((resolve) => {
+        if (event.username !== 'wait') return resolve(worker);
         context.signal.addEventListener('abort', () => resolve('too late'));
     })";
     let app = Publish::login("demo", source).timeout(Duration::from_secs(1)).on(&server).await;
@@ -272,7 +272,7 @@ async fn running_out_of_memory_is_told_with_limit_and_peak() {
     }";
     let limits = |limits: &mut proto::Limits| limits.memory_bytes = 192 << 20;
     let app = Publish::login("demo", source).timeout(Duration::from_secs(60)).limits(limits).on(&server).await;
-    let other = server.deploy_function("other", LOGIN, "export const handleEvent = () => process.pid").await;
+    let other = server.deploy_function("other", LOGIN, WHICH).await;
     let untouched = other.login("jane").await.json();
     for case in ["heap", "buffer"] {
         let answer = app.login(case).await;

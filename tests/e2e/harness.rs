@@ -30,6 +30,7 @@ pub const SENT_EVENT: &str = r#"{"user":{"name":"jane"},"channel":{"id":1},"mess
 /// For anything that should happen "soon". Generous: the machine is shared.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Announced at every start.
+/// The first is a WARN where a layer is missing.
 const ALWAYS_LOGGED: [&str; 2] = ["isolation: ", "open: no operator_token_file"];
 
 pub struct TestServer {
@@ -220,7 +221,7 @@ impl TestServer {
 
     /// Processes of this service's workers and installs, by its data directory's name.
     pub fn worker_processes(&self) -> Vec<u32> {
-        processes_of(self.data.path())
+        processes_of(self.data.path()).into_iter().filter(|pid| !HELPERS.contains(&name_of(*pid).as_str())).collect()
     }
 }
 
@@ -263,7 +264,15 @@ fn spawn(mut command: Command) -> (Child, Arc<Mutex<Vec<String>>>) {
     (process, log)
 }
 
-/// Processes with this directory in their command line or environment, the service itself excluded.
+/// What runs as long as the service does.
+const HELPERS: [&str; 2] = ["chatfn-broker", "chatfn-egress"];
+
+/// Empty: it is gone.
+pub fn name_of(pid: u32) -> String {
+    std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim_end().to_owned()
+}
+
+/// Processes with this directory in their command line, their environment or their mounts, the service itself excluded.
 pub fn processes_of(directory: &Path) -> Vec<u32> {
     let needle = directory.join("data/").display().to_string().into_bytes();
     let mut found = Vec::new();
@@ -273,11 +282,19 @@ pub fn processes_of(directory: &Path) -> Vec<u32> {
             let content = std::fs::read(entry.path().join(file)).unwrap_or_default();
             content.windows(needle.len()).any(|window| window == needle)
         };
-        if holds("cmdline") || holds("environ") {
+        if holds("cmdline") || holds("environ") || holds("mountinfo") {
             found.push(pid);
         }
     }
     found
+}
+
+/// Those that can still do something: a process that is being killed has pipes that take what nobody will read.
+pub fn alive(pids: &[u32]) -> Vec<u32> {
+    // A zombie is dead; whoever is its parent now has not looked yet.
+    let runs =
+        |pid: &&u32| std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "));
+    pids.iter().filter(runs).copied().collect()
 }
 
 /// The only wait in the tests: until a condition holds.

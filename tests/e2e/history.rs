@@ -31,7 +31,7 @@ fn of(app: &TestApp) -> proto::ListInvocationsRequest {
 #[tokio::test]
 async fn an_invocation_is_running_until_it_ends() {
     let server = TestServer::start().await;
-    let gate = Gate::new();
+    let gate = Gate::new(&server);
     let app = gate.function("demo").on(&server).await;
     let running = hold(&app, 1);
     until_busy(&app, 1).await;
@@ -193,7 +193,7 @@ async fn one_apps_history_is_not_anothers() {
 #[tokio::test]
 async fn what_ran_when_the_service_was_killed_is_shown_as_failed() {
     let server = TestServer::start().await;
-    let gate = Gate::new();
+    let gate = Gate::new(&server);
     let app = gate.function("demo").on(&server).await;
     let running = {
         let app = app.clone();
@@ -244,7 +244,7 @@ async fn a_page_fits_into_what_clients_take_by_default() {
 #[tokio::test]
 async fn what_found_no_worker_after_all_is_not_running_for_ever() {
     let server = TestServer::with(&["wait_max=500ms"]).await;
-    let gate = Gate::new();
+    let gate = Gate::new(&server);
     gate.open();
     // The first worker initializes at once and hears nothing any more; the next one's initialization waits for the gate.
     let slow = "import { existsSync } from 'fs';

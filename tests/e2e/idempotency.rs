@@ -49,7 +49,7 @@ async fn a_key_that_comes_again_gets_the_recorded_outcome() {
 #[tokio::test]
 async fn calls_with_one_key_that_come_together_are_one_execution() {
     let server = TestServer::start().await;
-    let gate = Gate::new();
+    let gate = Gate::new(&server);
     let app = gate.function("demo").on(&server).await;
     let mut calls = tokio::task::JoinSet::new();
     for _ in 0..5 {
@@ -95,7 +95,7 @@ async fn a_key_is_forgotten_after_its_window() {
 #[tokio::test]
 async fn what_another_invocation_spoiled_is_not_recorded() {
     let server = TestServer::start().await;
-    let gate = Gate::new();
+    let gate = Gate::new(&server);
     let app =
         gate.function("demo").limits(|limits| (limits.concurrency, limits.workers_max) = (2, 1)).on(&server).await;
     let call = |key: &'static str| {
@@ -153,8 +153,6 @@ async fn a_known_key_is_answered_although_its_function_is_gone() {
 
 #[tokio::test]
 async fn what_never_ran_is_not_recorded_whatever_the_policy_makes_of_it() {
-    let directory = tempfile::tempdir().expect("temp dir");
-    let file = directory.path().join("settings.json");
     let allow = || proto::FailureAction::Allow.into();
     let stands_in = proto::FailurePolicy {
         on_error: allow(),
@@ -163,20 +161,20 @@ async fn what_never_ran_is_not_recorded_whatever_the_policy_makes_of_it() {
         ..Default::default()
     };
     for policy in [proto::FailurePolicy::default(), stands_in] {
-        std::fs::write(&file, "{}").expect("write");
         let server = TestServer::start().await;
+        let gate = Gate::new(&server);
+        gate.open();
         let publish = Publish::login("demo", UNIQUE).policy(policy.clone());
-        let publish = publish.initialization("require('fs').readFileSync(process.env.SETTINGS)");
-        publish.variable("SETTINGS", &file.display().to_string()).on(&server).await;
-        std::fs::remove_file(&file).expect("remove");
-        let server = server.crash_and_restart().await;
+        let publish = publish.initialization("require('fs').readFileSync(process.env.GATE)");
+        publish.variable("GATE", &gate.path()).on(&server).await;
+        let server = server.crash_and_restart().await; // Which closes the gate.
         let app = server.app("demo");
         let failed = app.send(keyed(&app, "jane", "one")).await.expect("an answer");
         match failed.outcome {
             Some(Outcome::Error(error)) => assert_eq!(error.kind(), ErrorKind::InitFailed),
             _ => assert_eq!(failed.json(), json!("stands in")),
         }
-        std::fs::write(&file, "{}").expect("write");
+        gate.open();
         wait_until("it runs once it can", async || {
             let answer = app.send(keyed(&app, "jane", "one")).await.expect("an answer");
             matches!(&answer.outcome, Some(Outcome::Result(_))) && answer.json() != json!("stands in")
@@ -189,7 +187,7 @@ async fn what_never_ran_is_not_recorded_whatever_the_policy_makes_of_it() {
 #[tokio::test]
 async fn a_callers_own_deadline_is_no_verdict_on_those_who_can_wait() {
     let server = TestServer::start().await;
-    let gate = Gate::new();
+    let gate = Gate::new(&server);
     let app = gate.function("demo").on(&server).await;
     let hasty = {
         let (mut invocations, mut request) = (server.invocations(), tonic::Request::new(keyed(&app, "hold", "one")));
@@ -215,7 +213,7 @@ async fn a_callers_own_deadline_is_no_verdict_on_those_who_can_wait() {
 #[tokio::test]
 async fn a_caller_that_hangs_up_leaves_its_outcome_to_the_next() {
     let server = TestServer::start().await;
-    let gate = Gate::new();
+    let gate = Gate::new(&server);
     let app = gate.function("demo").on(&server).await;
     let first = {
         let app = app.clone();

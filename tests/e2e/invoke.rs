@@ -257,7 +257,7 @@ async fn json_passes_through_byte_for_byte() {
 #[tokio::test]
 async fn a_call_runs_on_and_is_recorded_although_its_caller_hangs_up() {
     let server = TestServer::start().await;
-    let gate = Gate::new();
+    let gate = Gate::new(&server);
     let app = gate.function("demo").on(&server).await;
     let call = hold(&app, 1);
     until_busy(&app, 1).await;

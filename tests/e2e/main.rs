@@ -15,6 +15,7 @@ mod inspect;
 mod install;
 mod install_failures;
 mod invoke;
+mod isolation;
 mod lockfile;
 mod logs;
 mod memory;

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::harness::{Answered, LOGIN, TestApp, TestServer, wait_until};
-use crate::pool::{Gate, hold, until_busy};
+use crate::pool::{Gate, WHICH, hold, until_busy};
 use crate::publish_request::Publish;
 
 /// Of a worker, by default.
@@ -22,7 +22,7 @@ async fn pids(app: &TestApp) -> BTreeSet<u32> {
 #[tokio::test]
 async fn a_shortage_in_one_app_costs_another_as_many_idle_workers_as_it_takes() {
     let server = room_for(4).await;
-    let gate = Gate::new();
+    let gate = Gate::new(&server);
     let one = gate.function("one").on(&server).await;
     let other = gate.function("other").on(&server).await;
     let running = hold(&other, 3);
@@ -49,12 +49,9 @@ async fn a_shortage_in_one_app_costs_another_as_many_idle_workers_as_it_takes() 
 async fn workers_that_are_kept_warm_give_way_to_a_caller_who_would_get_none() {
     let server = room_for(2).await;
     // Twice as much as there is.
-    let greedy = Publish::login("greedy", "export const handleEvent = () => process.pid")
-        .limits(|limits| limits.workers_min = 4)
-        .on(&server)
-        .await;
+    let greedy = Publish::login("greedy", WHICH).limits(|limits| limits.workers_min = 4).on(&server).await;
     wait_until("it has all there is", async || pids(&greedy).await.len() == 2).await;
-    let modest = server.deploy_function("modest", LOGIN, "export const handleEvent = () => process.pid").await;
+    let modest = server.deploy_function("modest", LOGIN, WHICH).await;
     modest.login("jane").await.json();
     greedy.login("jane").await.json();
     assert_eq!((pids(&greedy).await.len(), pids(&modest).await.len()), (1, 1));

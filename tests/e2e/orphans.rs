@@ -1,21 +1,22 @@
 //! Nothing that a function started outlives its worker, and no worker outlives the service.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use chatfn::proto::{self, ErrorKind};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde_json::json;
 
-use crate::harness::{Answered, LOGIN, TestApp, TestServer, processes_of, wait_until};
+use crate::harness::{Answered, LOGIN, TestApp, TestServer, alive, name_of, processes_of, wait_until};
 use crate::publish_request::Publish;
 
-/// `hide` starts processes in every way that loses their parent, and answers their ids; `spin` never ends.
+/// `hide` starts processes in every way that loses their parent; `spin` never ends.
 const HIDES: &str = r#"
 const { spawn } = require('child_process');
 export const handleEvent = (event) => {
   while (event.username === 'spin') {}
-  if (event.username !== 'hide') return [process.pid];
+  if (event.username !== 'hide') return;
   const detached = spawn('sleep', ['300'], { detached: true, stdio: 'ignore' });
   detached.unref();
   const shell = spawn('sh', ['-c', "setsid sh -c 'echo $$; exec sleep 300' & (setsid sh -c 'echo $$; exec sleep 300' &)"], { stdio: ['ignore', 'pipe', 'ignore'] });
@@ -23,27 +24,22 @@ export const handleEvent = (event) => {
     let text = '';
     shell.stdout.on('data', (chunk) => {
       text += chunk;
-      const pids = text.trim().split('\n').map(Number);
-      if (pids.length === 2 && text.endsWith('\n')) resolve([process.pid, detached.pid, ...pids]);
+      if (text.trim().split('\n').length === 2 && text.endsWith('\n')) resolve();
     });
   });
 };
 "#;
 
-/// Publishes and hides; the worker and its three grandchildren.
+/// Publishes and hides; the worker, its init and the three that it hid.
 async fn hidden(server: &TestServer, spin: Duration) -> (TestApp, Vec<u32>) {
     let limits = |limits: &mut proto::Limits| limits.subprocesses = true;
     let app = Publish::login("demo", HIDES).timeout(spin).limits(limits).on(server).await;
-    let pids: Vec<u32> = serde_json::from_value(app.login("hide").await.json()).expect("pids");
-    assert_eq!(pids.len(), 4);
+    app.login("hide").await.json();
+    let hidden = async || server.worker_processes().iter().filter(|pid| name_of(**pid) == "sleep").count();
+    wait_until("three are hidden", async || hidden().await == 3).await;
+    let pids = server.worker_processes();
+    assert!(pids.len() >= 5 && pids.contains(&app.pool().await.worker_pids[0]), "{pids:?}");
     (app, pids)
-}
-
-fn alive(pids: &[u32]) -> Vec<u32> {
-    // A zombie is dead; whoever is its parent now has not looked yet.
-    let runs =
-        |pid: &&u32| std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "));
-    pids.iter().filter(runs).copied().collect()
 }
 
 async fn assert_all_end(pids: &[u32]) {
@@ -68,7 +64,7 @@ async fn what_a_function_hid_ends_when_its_worker_retires() {
     let server = TestServer::with(&["idle_ttl=200ms"]).await;
     let (_app, pids) = hidden(&server, Duration::from_secs(60)).await;
     assert_all_end(&pids).await;
-    assert_nothing_of(server.data()).await;
+    wait_until("no process is left", async || alive(&server.worker_processes()).is_empty()).await;
     server.stop().await;
 }
 
@@ -116,53 +112,52 @@ async fn processes_that_keep_forking_end_with_their_worker() {
         const script = 'while :; do (setsid sleep 300 &); sleep 0.02; done';
         const storm = spawn('setsid', ['sh', '-c', script], { detached: true, stdio: 'ignore' });
         storm.unref();
-        return new Promise((resolve) => storm.on('spawn', () => resolve(storm.pid)));
+        return new Promise((resolve) => storm.on('spawn', () => resolve()));
     }";
-    let app = Publish::login("demo", source).timeout(Duration::from_secs(2)).on(&server).await;
-    let storm: u32 = serde_json::from_value(app.login("hide").await.json()).expect("a pid");
-    wait_until("it forks", async || server.worker_processes().len() > 4).await;
+    let limits = |limits: &mut proto::Limits| limits.subprocesses = true;
+    let app = Publish::login("demo", source).timeout(Duration::from_secs(2)).limits(limits).on(&server).await;
+    app.login("hide").await.json();
+    wait_until("it forks", async || server.worker_processes().len() > 8).await;
     let before = server.worker_processes();
     assert_eq!(app.login("spin").await.failure().kind(), ErrorKind::TimedOut);
-    assert_all_end(&[storm]).await;
     assert_all_end(&before).await;
     server.stop().await; // Which looks for processes that are left.
 }
 
-/// The temporary directories of workers.
-fn scratch(data: &Path) -> Vec<std::path::PathBuf> {
+#[tokio::test]
+async fn a_workers_temporary_files_are_its_own_and_go_with_it() {
+    let server = TestServer::with(&["idle_ttl=200ms"]).await;
+    let source = "export const handleEvent = (event) => {
+        const fs = require('fs'), file = require('path').join(require('os').tmpdir(), 'kept');
+        const before = fs.existsSync(file);
+        fs.writeFileSync(file, 'x');
+        return [file, before];
+    }";
+    let app = Publish::login("demo", source).timeout(Duration::from_secs(60)).on(&server).await;
+    let other = Publish::login("other", source).timeout(Duration::from_secs(60)).on(&server).await;
+    assert_eq!(app.login("jane").await.json(), json!(["/tmp/kept", false]));
+    assert_eq!(other.login("jane").await.json(), json!(["/tmp/kept", false]), "another worker's is another file");
+    wait_until("both retire", async || server.worker_processes().is_empty()).await;
+    assert_eq!(app.login("jane").await.json(), json!(["/tmp/kept", false]), "a new worker finds none of it");
+    assert!(!Path::new("/tmp/kept").exists(), "nor does the host");
+    assert_eq!(files_called("kept", server.data()), Vec::<PathBuf>::new());
+    server.stop().await;
+}
+
+/// Anywhere below this directory.
+fn files_called(name: &str, directory: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
-    let mut pending = vec![data.to_owned()];
+    let mut pending = vec![directory.to_owned()];
     while let Some(directory) = pending.pop() {
         for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
-            let is_scratch = entry.file_name().to_string_lossy().starts_with("worker-");
-            if is_scratch { found.push(entry.path()) } else { pending.push(entry.path()) }
+            if entry.file_name() == name {
+                found.push(entry.path());
+            } else if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                pending.push(entry.path());
+            }
         }
     }
     found
-}
-
-#[tokio::test]
-async fn a_workers_temporary_files_go_with_it_also_after_a_crash() {
-    let server = TestServer::with(&["idle_ttl=200ms"]).await;
-    let source = "export const handleEvent = (event) => {
-        const file = require('path').join(require('os').tmpdir(), 'kept');
-        require('fs').writeFileSync(file, 'x');
-        while (event.username === 'spin') {}
-        return file;
-    }";
-    let app = Publish::login("demo", source).timeout(Duration::from_secs(60)).on(&server).await;
-    let file: String = serde_json::from_value(app.login("jane").await.json()).expect("a path");
-    assert!(Path::new(&file).starts_with(server.data()), "{file}");
-    wait_until("it is gone", async || scratch(server.data()).is_empty()).await;
-    let spins = {
-        let app = app.clone();
-        tokio::spawn(async move { app.invoke(LOGIN, r#"{"username":"spin"}"#).await })
-    };
-    wait_until("it is there", async || scratch(server.data()).iter().any(|path| path.join("kept").exists())).await;
-    let server = server.crash_and_restart().await;
-    assert!(scratch(server.data()).is_empty());
-    spins.await.expect("joins").expect_err("the service is gone");
-    server.stop().await;
 }
 
 /// The service's child of that name.
@@ -201,7 +196,8 @@ async fn what_a_function_hid_ends_with_the_broker() {
 async fn without_its_broker_the_service_answers_whom_it_can_and_ends_with_an_error() {
     let server = TestServer::start().await;
     let app = Publish::login("demo", HIDES).timeout(Duration::from_secs(60)).on(&server).await;
-    let worker: Vec<u32> = serde_json::from_value(app.login("jane").await.json()).expect("pids");
+    app.login("jane").await.json();
+    let worker = server.worker_processes();
     let busy = {
         let app = app.clone();
         tokio::spawn(async move { app.login("spin").await })

@@ -1,6 +1,8 @@
 //! Workers come when they are needed, stay while they are useful and go without anybody noticing.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use chatfn::proto::{self, ErrorKind, InvocationStatus, invoke_response::Outcome};
@@ -12,35 +14,44 @@ use tonic_types::StatusExt;
 use crate::harness::{Answered, LOGIN, TestApp, TestServer, reason, wait_until};
 use crate::publish_request::Publish;
 
-const PID: &str = "export const handleEvent = () => process.pid";
+/// Answers which worker it is: a process id is the same in all.
+pub const WHICH: &str = "const worker = Math.random(); export const handleEvent = () => worker";
 /// `hold` ends when the file in `GATE` appears.
 const HOLDS: &str = "import { existsSync } from 'fs';
+const worker = Math.random();
 export const handleEvent = async (event) => {
     while (event.username === 'hold' && !existsSync(process.env.GATE)) await new Promise((resolve) => setTimeout(resolve, 10));
-    return process.pid;
+    return worker;
 }";
 
-/// A gate for [`HOLDS`].
-pub struct Gate(tempfile::TempDir);
+/// A gate for [`HOLDS`]: a file in the one directory of the host that all workers see, also those of a later start – at which the
+/// service writes that directory anew, so that the gate is closed.
+pub struct Gate {
+    host: PathBuf,
+    name: String,
+}
 
 impl Gate {
-    pub fn new() -> Self {
-        Self(tempfile::tempdir().expect("temp dir"))
+    pub fn new(server: &TestServer) -> Self {
+        static MADE: AtomicU32 = AtomicU32::new(0);
+        let name = format!("gate-{}", MADE.fetch_add(1, Ordering::Relaxed));
+        Self { host: server.data().join("data/shim").join(&name), name }
     }
 
+    /// Where functions see it.
     pub fn path(&self) -> String {
-        self.0.path().join("open").display().to_string()
+        format!("/shim/{}", self.name)
     }
 
     pub fn open(&self) {
-        std::fs::write(self.path(), "").expect("write");
+        std::fs::write(&self.host, "{}").expect("write");
     }
 
     pub fn close(&self) {
-        std::fs::remove_file(self.path()).expect("remove");
+        std::fs::remove_file(&self.host).expect("remove");
     }
 
-    /// An app whose function answers its worker's process id, once the gate is open where it was told to hold.
+    /// An app whose function answers which worker it is, once the gate is open where it was told to hold.
     pub fn function(&self, app: &str) -> Publish {
         Publish::login(app, HOLDS).timeout(Duration::from_secs(60)).variable("GATE", &self.path())
     }
@@ -67,7 +78,7 @@ fn one_worker(limits: &mut proto::Limits) {
 #[tokio::test]
 async fn a_burst_on_a_cold_app_starts_no_more_workers_than_allowed_and_answers_all() {
     let server = TestServer::with(&["wait_max=60s"]).await;
-    let app = Publish::login("demo", PID)
+    let app = Publish::login("demo", WHICH)
         .timeout(Duration::from_secs(60))
         .limits(|limits| limits.workers_max = 2)
         .on(&server)
@@ -81,8 +92,8 @@ async fn a_burst_on_a_cold_app_starts_no_more_workers_than_allowed_and_answers_a
         calls.spawn(async move { app.login("jane").await });
     }
     let answers = calls.join_all().await;
-    let pids: BTreeSet<String> = answers.iter().map(|answer| answer.json().to_string()).collect();
-    assert!((1..=2).contains(&pids.len()), "{pids:?}");
+    let workers: BTreeSet<String> = answers.iter().map(|answer| answer.json().to_string()).collect();
+    assert!((1..=2).contains(&workers.len()), "{workers:?}");
     assert!(app.pool().await.workers_started_total <= 2);
     assert!(answers.iter().any(|answer| answer.cold_start));
     server.stop().await;
@@ -92,7 +103,7 @@ async fn a_burst_on_a_cold_app_starts_no_more_workers_than_allowed_and_answers_a
 async fn a_cold_start_is_told_and_a_warm_one_is_none() {
     let server = TestServer::start().await;
     let slow = "Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 100)";
-    let app = Publish::login("demo", PID).initialization(slow).on(&server).await;
+    let app = Publish::login("demo", WHICH).initialization(slow).on(&server).await;
     assert!(!app.login("jane").await.cold_start, "the publish has left a warm worker");
     let server = server.crash_and_restart().await;
     let app = server.app(&app.id);
@@ -115,7 +126,7 @@ async fn a_cold_start_is_told_and_a_warm_one_is_none() {
 #[tokio::test]
 async fn as_many_may_wait_as_allowed_and_no_more() {
     let server = TestServer::with(&["waiting_max=2"]).await;
-    let gate = Gate::new();
+    let gate = Gate::new(&server);
     let app = gate.function("demo").limits(one_worker).on(&server).await;
     let running = hold(&app, 1);
     until_busy(&app, 1).await;
@@ -142,7 +153,7 @@ async fn hurried(server: &TestServer, app: &TestApp, millis: u64) -> Result<prot
 #[tokio::test]
 async fn a_wait_ends_at_the_callers_deadline_or_at_wait_max() {
     let server = TestServer::with(&["wait_max=300ms"]).await;
-    let gate = Gate::new();
+    let gate = Gate::new(&server);
     let app = gate.function("demo").limits(one_worker).on(&server).await;
     let running = hold(&app, 1);
     until_busy(&app, 1).await;
@@ -165,7 +176,7 @@ async fn a_wait_ends_at_the_callers_deadline_or_at_wait_max() {
 #[tokio::test]
 async fn overload_is_decided_by_the_functions_policy_where_it_has_one() {
     let server = TestServer::with(&["wait_max=100ms"]).await;
-    let gate = Gate::new();
+    let gate = Gate::new(&server);
     for (action, verdict) in
         [(proto::FailureAction::Allow, proto::Verdict::Allow), (proto::FailureAction::Deny, proto::Verdict::Deny)]
     {
@@ -188,7 +199,7 @@ async fn overload_is_decided_by_the_functions_policy_where_it_has_one() {
 #[tokio::test]
 async fn a_caller_with_a_deadline_gets_the_overload_verdict_before_it() {
     let server = TestServer::start().await;
-    let gate = Gate::new();
+    let gate = Gate::new(&server);
     let policy = proto::FailurePolicy {
         on_overload: proto::FailureAction::Allow.into(),
         default_json: br#"{"queued":true}"#.to_vec().into(),
@@ -212,7 +223,7 @@ async fn a_caller_with_a_deadline_gets_the_overload_verdict_before_it() {
 #[tokio::test]
 async fn an_idle_worker_retires_and_a_busy_one_never_does() {
     let server = TestServer::with(&["idle_ttl=500ms"]).await;
-    let gate = Gate::new();
+    let gate = Gate::new(&server);
     let busy = gate.function("busy").on(&server).await;
     let idle = gate.function("idle").on(&server).await;
     let running = hold(&busy, 1);
@@ -222,9 +233,9 @@ async fn an_idle_worker_retires_and_a_busy_one_never_does() {
     wait_until("the idle one retires", async || idle.pool().await.worker_pids.is_empty()).await;
     // It was idle later than the busy one began.
     let held = busy.pool().await;
-    assert_eq!((held.workers_busy, held.worker_pids), (1, pids.clone()));
+    assert_eq!((held.workers_busy, held.worker_pids), (1, pids));
     gate.open();
-    assert_eq!(running.join_all().await[0].json(), json!(pids[0]));
+    running.join_all().await[0].json();
     wait_until("it retires after its call", async || busy.pool().await.worker_pids.is_empty()).await;
     server.stop().await;
 }
@@ -232,7 +243,7 @@ async fn an_idle_worker_retires_and_a_busy_one_never_does() {
 #[tokio::test]
 async fn workers_min_stay_although_they_are_idle() {
     let server = TestServer::with(&["idle_ttl=200ms"]).await;
-    let gate = Gate::new();
+    let gate = Gate::new(&server);
     let kept = gate.function("kept").limits(|limits| limits.workers_min = 1).on(&server).await;
     let running = hold(&kept, 2);
     until_busy(&kept, 2).await;
@@ -240,7 +251,7 @@ async fn workers_min_stay_although_they_are_idle() {
     running.join_all().await;
     wait_until("one retires", async || kept.pool().await.worker_pids.len() == 1).await;
     // Another app's worker lives and retires meanwhile: time enough for the last one to go as well.
-    let other = server.deploy_function("other", LOGIN, PID).await;
+    let other = server.deploy_function("other", LOGIN, WHICH).await;
     other.login("jane").await;
     wait_until("the other one retires", async || other.pool().await.worker_pids.is_empty()).await;
     let left = kept.pool().await;
@@ -250,10 +261,13 @@ async fn workers_min_stay_although_they_are_idle() {
 
 #[tokio::test]
 async fn a_worker_is_replaced_behind_the_callers_backs() {
-    let old = ("worker_age_max=300ms", PID);
-    let used_up = ("worker_jobs_max=3", PID);
-    let grown = ("worker_memory_percent_max=30", "const kept = [];
-        export const handleEvent = () => { if (kept.length < 8) kept.push(Buffer.alloc(10 << 20, 1)); return process.pid; }");
+    let old = ("worker_age_max=300ms", WHICH);
+    let used_up = ("worker_jobs_max=3", WHICH);
+    let grown = (
+        "worker_memory_percent_max=30",
+        "const kept = [], worker = Math.random();
+        export const handleEvent = () => { if (kept.length < 8) kept.push(Buffer.alloc(10 << 20, 1)); return worker; }",
+    );
     for (setting, source) in [old, used_up, grown] {
         let server = TestServer::with(&[setting]).await;
         let app = Publish::login("demo", source).timeout(Duration::from_secs(60)).on(&server).await;
@@ -276,7 +290,7 @@ async fn a_worker_is_replaced_behind_the_callers_backs() {
 async fn the_memory_budget_bounds_all_apps_and_idle_workers_give_way() {
     // Room for two workers.
     let server = TestServer::with(&[&format!("memory_budget_bytes={}", 600 << 20), "wait_max=20s"]).await;
-    let gate = Gate::new();
+    let gate = Gate::new(&server);
     let first = gate.function("first").on(&server).await;
     let running = hold(&first, 2);
     until_busy(&first, 2).await;
@@ -300,25 +314,19 @@ async fn the_memory_budget_bounds_all_apps_and_idle_workers_give_way() {
 #[tokio::test]
 async fn an_initialization_that_fails_at_run_time_is_told_and_recovers() {
     let server = TestServer::start().await;
-    let directory = tempfile::tempdir().expect("temp dir");
-    let file = directory.path().join("settings.json");
-    std::fs::write(&file, "{}").expect("write");
-    let init = "require('fs').readFileSync(process.env.SETTINGS)";
-    let app = Publish::login("demo", PID)
-        .initialization(init)
-        .variable("SETTINGS", &file.display().to_string())
-        .on(&server)
-        .await;
-    std::fs::remove_file(&file).expect("remove");
-    let server = server.crash_and_restart().await;
-    let app = server.app(&app.id);
+    let gate = Gate::new(&server);
+    gate.open();
+    let init = "require('fs').readFileSync(process.env.GATE)";
+    Publish::login("demo", WHICH).initialization(init).variable("GATE", &gate.path()).on(&server).await;
+    let server = server.crash_and_restart().await; // Which closes the gate.
+    let app = server.app("demo");
     let answer = app.login("jane").await;
     let error = answer.failure();
     assert_eq!((error.kind(), error.code.as_str()), (ErrorKind::InitFailed, "ENOENT"), "{error:?}");
     assert!(error.stack.contains("init.ts:1:"), "{}", error.stack);
     assert_eq!(app.invocation(&answer.invocation_id).await.status(), InvocationStatus::Failed);
     assert!(app.pool().await.workers_failed_total >= 1);
-    std::fs::write(&file, "{}").expect("write");
+    gate.open();
     wait_until("it recovers", async || matches!(app.login("jane").await.outcome, Some(Outcome::Result(_)))).await;
     server.stop().await;
 }
@@ -326,7 +334,7 @@ async fn an_initialization_that_fails_at_run_time_is_told_and_recovers() {
 #[tokio::test]
 async fn deleting_an_app_ends_its_workers_and_what_they_run() {
     let server = TestServer::start().await;
-    let gate = Gate::new();
+    let gate = Gate::new(&server);
     let app = gate.function("demo").on(&server).await;
     let other = gate.function("other").on(&server).await;
     let (running, others) = (hold(&app, 1), hold(&other, 1));

@@ -28,7 +28,7 @@ async fn ended(mut server: TestServer) -> TestServer {
 #[tokio::test]
 async fn a_drain_finishes_what_runs_and_refuses_what_is_new() {
     let server = TestServer::start().await;
-    let gate = Gate::new();
+    let gate = Gate::new(&server);
     let app = gate.function("demo").on(&server).await;
     let running = hold(&app, 2);
     until_busy(&app, 2).await;
@@ -52,7 +52,7 @@ async fn a_drain_finishes_what_runs_and_refuses_what_is_new() {
 #[tokio::test]
 async fn what_ran_during_the_drain_is_in_the_history() {
     let server = TestServer::start().await;
-    let gate = Gate::new();
+    let gate = Gate::new(&server);
     let app = gate.function("demo").on(&server).await;
     let running = hold(&app, 1);
     until_busy(&app, 1).await;
@@ -85,7 +85,7 @@ async fn a_drain_ends_although_a_function_does_not() {
 #[tokio::test]
 async fn a_drain_waits_for_queued_events_that_run_and_leaves_the_rest_for_the_next_start() {
     let server = TestServer::with(&["dispatch_concurrency=1"]).await;
-    let gate = Gate::new();
+    let gate = Gate::new(&server);
     let source = "import { existsSync } from 'fs';
     export const handleEvent = async (event) => {
         while (!existsSync(process.env.GATE)) await new Promise((resolve) => setTimeout(resolve, 10));
@@ -102,6 +102,7 @@ async fn a_drain_waits_for_queued_events_that_run_and_leaves_the_rest_for_the_ne
     wait_until("it does not serve", async || health(&server).await == ServingStatus::NotServing).await;
     gate.open();
     let server = ended(server).await;
+    gate.open();
     let app = server.app("demo");
     wait_until("both ran", async || {
         app.history().await.iter().filter(|row| row.status() == InvocationStatus::Succeeded).count() == 2
@@ -149,7 +150,7 @@ async fn a_client_that_never_reads_its_stream_does_not_hold_the_shutdown() {
 #[tokio::test]
 async fn a_draining_service_activates_and_deletes_nothing() {
     let server = TestServer::start().await;
-    let gate = Gate::new();
+    let gate = Gate::new(&server);
     let app = gate.function("demo").on(&server).await;
     gate.function("demo").on(&server).await;
     let running = hold(&app, 1);
@@ -183,7 +184,7 @@ async fn what_a_function_left_behind_in_its_worker_holds_up_neither_retirement_n
         net.createServer().listen(0, '127.0.0.1', function () { net.connect(this.address().port); });
         process.on('exit', () => { while (true) {} });
         process.on('SIGTERM', () => {});
-        return process.pid;
+        return 'fine';
     }";
     let app = server.deploy_function("demo", LOGIN, source).await;
     app.login("jane").await.json();

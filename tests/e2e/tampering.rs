@@ -8,6 +8,7 @@ use chatfn::proto::{self, ErrorKind};
 use serde_json::json;
 
 use crate::harness::{Answered, LOGIN, TestServer, wait_until};
+use crate::pool::WHICH;
 use crate::publish_request::Publish;
 
 /// A well-formed answer, as the shim would frame it, and every way to say it. `forge` is in scope of the handler.
@@ -34,7 +35,8 @@ async fn a_forged_answer_on_any_output_is_only_a_log_line() {
         }
         return 'real';
     }";
-    let app = server.deploy_function("demo", LOGIN, &source).await;
+    let limits = |limits: &mut proto::Limits| limits.subprocesses = true;
+    let app = Publish::login("demo", &source).limits(limits).on(&server).await;
     for case in ["console", "stdout", "stderr", "fd 1", "fd 2", "child", "fd 4"] {
         let answer = app.login(case).await;
         assert_eq!(answer.json(), json!("real"), "{case}");
@@ -61,8 +63,9 @@ async fn garbage_on_the_protocols_descriptor_crashes_its_own_worker_alone() {
         }
         return new Promise(() => {});
     }";
-    let app = server.deploy_function("demo", LOGIN, &source).await;
-    let other = server.deploy_function("other", LOGIN, "export const handleEvent = () => process.pid").await;
+    let limits = |limits: &mut proto::Limits| limits.subprocesses = true;
+    let app = Publish::login("demo", &source).limits(limits).on(&server).await;
+    let other = server.deploy_function("other", LOGIN, WHICH).await;
     let untouched = other.login("jane").await.json();
     for case in ["text", "huge", "no json", "endless", "child", "closed"] {
         let answer = app.login(case).await;
@@ -77,21 +80,18 @@ async fn garbage_on_the_protocols_descriptor_crashes_its_own_worker_alone() {
 async fn a_worker_that_hears_nothing_any_more_goes_with_its_memory() {
     // Room for two: a worker that leaked would be missed.
     let server = TestServer::with(&[&format!("memory_budget_bytes={}", 600 << 20), "wait_max=20s"]).await;
-    let source = "export const handleEvent = (event) => {
+    let source = "const worker = Math.random();
+    export const handleEvent = (event) => {
         if (event.username === 'deaf') require('fs').closeSync(3);
-        return process.pid;
+        return worker;
     }";
     let app = server.deploy_function("demo", LOGIN, source).await;
     for _ in 0..3 {
-        let deaf = app.login("deaf").await.json();
-        let next = app.login("jane").await.json();
-        assert_ne!(next, deaf, "it is run elsewhere");
-        let gone = async || !server.worker_processes().iter().any(|pid| json!(pid) == deaf);
+        let (pids, deaf) = (app.pool().await.worker_pids, app.login("deaf").await.json());
+        assert_ne!(app.login("jane").await.json(), deaf, "it is run elsewhere");
+        let gone = async || !server.worker_processes().iter().any(|pid| pids.contains(pid));
         wait_until("it is gone", gone).await;
-        wait_until("one is left", async || {
-            app.pool().await.worker_pids.iter().map(|pid| json!(pid)).eq([next.clone()])
-        })
-        .await;
+        wait_until("one is left", async || app.pool().await.worker_pids.len() == 1).await;
     }
     server.stop().await;
 }
@@ -99,8 +99,9 @@ async fn a_worker_that_hears_nothing_any_more_goes_with_its_memory() {
 #[tokio::test]
 async fn globals_that_a_function_replaced_do_not_reach_later_answers() {
     let server = TestServer::start().await;
-    let source = "export const handleEvent = (event) => {
-        if (event.username !== 'tamper') return { pid: process.pid, name: event.username };
+    let source = "const worker = Math.random();
+    export const handleEvent = (event) => {
+        if (event.username !== 'tamper') return { worker, name: event.username };
         const forged = () => '{\"outcome\":{\"value\":\"forged\"}}';
         JSON.stringify = forged; JSON.parse = () => ({ forged: true });
         Buffer.prototype.toString = forged; Buffer.from = () => { throw new Error('no'); };
@@ -110,13 +111,13 @@ async fn globals_that_a_function_replaced_do_not_reach_later_answers() {
         require('fs').writeSync = () => { throw new Error('no'); };
         process.stdout.write = process.emit = () => true;
         globalThis.setTimeout = globalThis.clearTimeout = () => { throw new Error('no'); };
-        return { pid: process.pid, name: 'tampered' };
+        return { worker, name: 'tampered' };
     }";
     let app = server.deploy_function("demo", LOGIN, source).await;
     let first = app.login("tamper").await.json();
     assert_eq!(first["name"], json!("tampered"));
     for name in ["jane", "joe", "jim"] {
-        assert_eq!(app.login(name).await.json(), json!({ "pid": first["pid"], "name": name }));
+        assert_eq!(app.login(name).await.json(), json!({ "worker": first["worker"], "name": name }));
     }
     server.stop().await;
 }
@@ -154,7 +155,8 @@ async fn an_endless_flood_on_any_descriptor_holds_up_no_timeout() {
         return 'fine';
     }";
     let budget = Duration::from_millis(500);
-    let app = Publish::login("demo", &source).timeout(budget).on(&server).await;
+    let limits = |limits: &mut proto::Limits| limits.subprocesses = true;
+    let app = Publish::login("demo", &source).timeout(budget).limits(limits).on(&server).await;
     for case in ["stdout", "stderr", "answers", "notes", "child"] {
         let asked = Instant::now();
         let answer = app.login(case).await;
@@ -190,14 +192,16 @@ async fn a_workers_standard_descriptors_lead_to_null_and_to_its_log() {
         for (const fd of fs.readdirSync('/proc/self/fd')) {
             try { links[fd] = fs.readlinkSync(`/proc/self/fd/${fd}`); } catch { /* readdir's own */ }
         }
-        return { links, input: fs.readFileSync(0, 'utf8') };
+        return { links, input: fs.readFileSync(0, 'utf8'), null: fs.fstatSync(0).rdev === fs.statSync('/dev/null').rdev };
     }";
     let app = server.deploy_function("demo", LOGIN, source).await;
     let seen = app.login("jane").await.json();
     let links: BTreeMap<u32, String> = serde_json::from_value(seen["links"].clone()).expect("links");
-    assert_eq!((links[&0].as_str(), seen["input"].as_str()), ("/dev/null", Some("")));
+    // Opened before the worker had a root of its own: its name there is what is left of it.
+    assert_eq!((links[&0].as_str(), &seen["input"], &seen["null"]), ("/null", &json!(""), &json!(true)));
     assert!(links[&1].starts_with("pipe:") && links[&2].starts_with("pipe:"), "{links:?}");
-    let files: Vec<_> = links.values().filter(|link| link.starts_with('/') && *link != "/dev/null").collect();
+    let null = ["/null", "/dev/null"]; // The second is libuv's own.
+    let files: Vec<_> = links.values().filter(|link| link.starts_with('/') && !null.contains(&link.as_str())).collect();
     let sockets: Vec<_> = links.values().filter(|link| link.starts_with("socket:")).collect();
     assert!(files.is_empty() && sockets.is_empty(), "inherited: {links:?}");
     server.stop().await;
@@ -212,7 +216,8 @@ async fn a_flood_that_goes_on_after_the_answer_holds_nothing_up() {
             spawn('yes', { stdio: ['ignore', 'ignore', 2] });
             return 'fine';
         };";
-    let app = server.deploy_function("demo", LOGIN, source).await;
+    let limits = |limits: &mut proto::Limits| limits.subprocesses = true;
+    let app = Publish::login("demo", source).limits(limits).on(&server).await;
     for _ in 0..3 {
         assert_eq!(app.login("jane").await.json(), serde_json::json!("fine"));
     }
@@ -223,11 +228,12 @@ async fn a_flood_that_goes_on_after_the_answer_holds_nothing_up() {
 async fn a_worker_that_talks_on_after_its_answer_hangs_neither_the_next_caller_nor_the_end() {
     let server = TestServer::start().await;
     let source = FORGE.to_owned()
-        + "const word = JSON.stringify({ jsonrpc: '2.0', id: 'x', result: 0 });
+        + "const worker = Math.random();
+    const word = JSON.stringify({ jsonrpc: '2.0', id: 'x', result: 0 });
     const words = `Content-Length: ${word.length}\\r\\n\\r\\n${word}`.repeat(20000);
     export const handleEvent = (event) => {
         if (event.username === 'flood') setTimeout(() => { for (;;) fs.writeSync(4, words); }, 10);
-        return process.pid;
+        return worker;
     }";
     let limits = |limits: &mut proto::Limits| limits.workers_max = 1;
     let budget = Duration::from_secs(1);
@@ -247,4 +253,19 @@ async fn a_worker_that_talks_on_after_its_answer_hangs_neither_the_next_caller_n
     .await;
     app.login("flood").await.json();
     server.stop().await; // Which has to end the next one.
+}
+
+#[tokio::test]
+async fn a_worker_has_the_usual_devices_and_no_other() {
+    let server = TestServer::start().await;
+    let source = "import * as fs from 'fs';
+    const read = (name) => { const bytes = Buffer.alloc(8, 7), fd = fs.openSync('/dev/' + name, 'r'); return fs.readSync(fd, bytes); };
+    export const handleEvent = () => {
+        fs.writeFileSync('/dev/null', 'gone');
+        return [read('null'), read('zero'), read('random'), read('urandom'), fs.readdirSync('/dev').sort().join(' ')];
+    }";
+    let app = server.deploy_function("demo", LOGIN, source).await;
+    let devices = "fd full null random stderr stdin stdout urandom zero";
+    assert_eq!(app.login("jane").await.json(), json!([0, 8, 8, 8, devices]));
+    server.stop().await;
 }

@@ -82,4 +82,11 @@ impl AppService for Apps {
         self.0.publisher.delete_app(&app).await?;
         Ok(Response::new(proto::DeleteAppResponse {}))
     }
+
+    async fn get_isolation(
+        &self,
+        _request: Request<proto::GetIsolationRequest>,
+    ) -> Result<Response<proto::GetIsolationResponse>, Status> {
+        Ok(Response::new(convert::isolation(&self.0.isolation)))
+    }
 }

@@ -6,26 +6,7 @@ use std::time::{Duration, SystemTime};
 use crate::artifacts::{self, Manifest};
 use crate::model::{AppId, Catalogue, FunctionModule, Module, Version, VersionNumber, VersionState};
 use crate::publish::layer::Installed;
-use crate::publish::progress::Progress;
 use crate::publish::{Built, Project};
-use crate::sandbox::LIMITS_NOT_ENFORCED;
-
-pub(super) fn warn_of_limits(project: &Project, progress: &Progress) {
-    let (limits, default) = (&project.limits, crate::model::Limits::default());
-    let set = [
-        limits.cpu_millis != default.cpu_millis,
-        limits.pids_max != default.pids_max,
-        limits.tmp_bytes != default.tmp_bytes,
-        limits.subprocesses != default.subprocesses,
-        limits.egress != default.egress,
-    ];
-    for (name, _) in LIMITS_NOT_ENFORCED.iter().zip(set).filter(|(_, set)| *set) {
-        progress.say(
-            "validate",
-            &format!("warning: limits.{name} is recorded, but this service's sandbox does not enforce it"),
-        );
-    }
-}
 
 /// In whole milliseconds, as the store keeps it: the same version is always told with the same time.
 fn now_as_stored() -> SystemTime {

@@ -139,6 +139,14 @@ fn parse_registry(key: &str, value: &str) -> Result<Url, Error> {
     Ok(url)
 }
 
+/// Without credentials: for messages.
+impl std::fmt::Display for Registries {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.default)?;
+        self.scopes.values().try_for_each(|registry| write!(f, ", {registry}"))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -237,13 +245,5 @@ mod tests {
         assert!(load("", &[("npm_config_userconfig", "/nowhere"), ("NODE_EXTRA_CA_CERTS", "/nowhere")]).is_ok());
         assert!(Registries::load(Some(Path::new("/nowhere/s3c")), []).is_err());
         assert!(load("whatever=s3cret\nno equals sign\n//h/:email=x\n//:_authToken", &[]).is_ok());
-    }
-}
-
-/// Without credentials: for messages.
-impl std::fmt::Display for Registries {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}", self.default)?;
-        self.scopes.values().try_for_each(|registry| write!(f, ", {registry}"))
     }
 }

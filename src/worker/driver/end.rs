@@ -60,7 +60,7 @@ impl Driver {
             }
         }
         // A tenant may have left a million files there.
-        let scratch = self.scratch;
+        let Some(scratch) = self.scratch else { return };
         let removed = tokio::task::spawn_blocking(move || scratch.close()).await;
         if let Ok(Err(err)) = removed {
             tracing::warn!(%err, "failed to remove a worker's temporary directory");
