@@ -25,6 +25,9 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Everything durable: database, artifacts, layers. One service at a time.
     pub data_dir: PathBuf,
+    /// Whom the service becomes once its broker runs, if it is started as root: a name, a uid or uid:gid. The broker stays root. Files
+    /// that the service reads (token, npm's configuration) must be readable for it. Default: it stays who it is.
+    pub user: Option<String>,
     /// File with the operator's bearer token. Needed for any address but loopback.
     pub operator_token_file: Option<PathBuf>,
     /// The Node binary (20 or newer). Default: `node` on PATH.
@@ -189,6 +192,7 @@ impl Default for Config {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 7400)),
             data_dir: PathBuf::from("chatfn-data"),
+            user: None,
             operator_token_file: None,
             node: None,
             npm: None,

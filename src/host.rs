@@ -2,12 +2,16 @@
 //!
 //! All of it happens before the sandbox's broker starts, which is told where these things are and shows nothing else to tenants' code.
 
+mod account;
+
 use std::fs::File;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use nix::fcntl::{Flock, FlockArg};
+use nix::sys::stat::umask;
 use rust_embed::RustEmbed;
 use tokio::io::AsyncReadExt;
 use tokio::time::timeout;
@@ -15,6 +19,7 @@ use tokio::time::timeout;
 use crate::config::Config;
 use crate::model::{Mode, Report};
 use crate::sandbox::{self, Network, Profile, Sandbox, Settings, Spec};
+use account::Account;
 
 const NODE_MAJOR_MIN: u32 = 20;
 const CHECK_TIMEOUT: Duration = Duration::from_secs(10);
@@ -36,33 +41,57 @@ pub struct Host {
     pub data: PathBuf,
     /// Held as long as the service runs.
     pub lock: Flock<File>,
+    /// Where the service looks for configuration of other programs.
+    pub home: Option<PathBuf>,
+    /// Whom it becomes.
+    account: Option<Account>,
 }
 
 impl Host {
+    /// As root with `user` set, the data directory is that user's afterwards, with all that was made in it.
+    ///
     /// # Errors
     /// Says what is missing, and what to do.
     pub fn prepare(config: &Config) -> anyhow::Result<Self> {
+        // What this process makes workers must be able to read, who are other users; the data directory keeps everybody else out.
+        umask(nix::sys::stat::Mode::S_IWGRP | nix::sys::stat::Mode::S_IWOTH);
+        let account = config.user.as_deref().map(Account::find).transpose()?.flatten();
         let (node, npm) = find_tools(config)?;
-        let data = prepare_data_directory(&config.data_dir)?;
-        let lock = lock(&data)?;
-        write_shim(&data)?;
-        Ok(Self { node, npm, data, lock })
+        let data = prepare_data_directory(&config.data_dir, account.as_ref())?;
+        let fill = || {
+            let lock = lock(&data)?;
+            write_shim(&data)?;
+            let root = root_directory(&data);
+            std::fs::create_dir_all(&root).with_context(|| format!("make {}", root.display()))?;
+            Ok(lock)
+        };
+        let lock = match &account {
+            Some(account) => account.act(fill)?,
+            None => fill()?,
+        };
+        let home = match &account {
+            Some(account) => account.home.clone(),
+            None => std::env::var_os("HOME").map(PathBuf::from),
+        };
+        Ok(Self { node, npm, data, lock, home, account })
     }
 
-    /// # Errors
-    /// The directory for the children's root cannot be made.
-    pub fn sandbox_settings(&self, config: &Config) -> anyhow::Result<Settings> {
-        let root = self.data.join("sandbox");
-        std::fs::create_dir_all(&root).with_context(|| format!("make {}", root.display()))?;
-        Ok(Settings {
+    pub fn sandbox_settings(&self, config: &Config) -> Settings {
+        Settings {
             node: self.node.clone(),
-            root,
+            root: root_directory(&self.data),
             sources: vec![self.data.clone(), self.npm.ancestors().nth(2).unwrap_or(&self.npm).to_owned()],
             mode: config.isolation_mode(),
             name: "chatfn".to_owned(),
             service_pid: std::process::id(),
-        })
+            service: self.account.as_ref().map(|account| account.identity.clone()),
+        }
     }
+}
+
+/// Where the children's root is mounted, in the broker's namespace.
+fn root_directory(data: &Path) -> PathBuf {
+    data.join("sandbox")
 }
 
 pub fn shim_directory(data: &Path) -> PathBuf {
@@ -121,15 +150,46 @@ pub fn find_tools(config: &Config) -> anyhow::Result<(PathBuf, PathBuf)> {
     Ok((node.canonicalize().unwrap_or(node), cli))
 }
 
-fn prepare_data_directory(path: &Path) -> anyhow::Result<PathBuf> {
-    use std::os::unix::fs::DirBuilderExt;
-    let mut builder = std::fs::DirBuilder::new();
-    builder
-        .recursive(true)
-        .mode(0o700)
-        .create(path)
-        .with_context(|| format!("make the data directory {}", path.display()))?;
-    path.canonicalize().with_context(|| format!("resolve the data directory {}", path.display()))
+fn prepare_data_directory(path: &Path, account: Option<&Account>) -> anyhow::Result<PathBuf> {
+    let failed = || format!("make the data directory {}", path.display());
+    if !path.exists() {
+        if let Some(parent) = path.parent() {
+            std::fs::create_dir_all(parent).with_context(failed)?;
+        }
+        std::fs::DirBuilder::new().mode(0o700).create(path).with_context(failed)?;
+    }
+    let path = path.canonicalize().with_context(failed)?;
+    if let Some(account) = account {
+        hand_over(&path, account)?;
+    }
+    Ok(path)
+}
+
+/// An empty one is given to the account. One with something in it must be the account's already: it may be another service's, or not
+/// be what was meant at all.
+fn hand_over(data: &Path, account: &Account) -> anyhow::Result<()> {
+    let (user, group) = (account.identity.user, account.identity.group);
+    let inside = std::fs::read_dir(data).with_context(|| format!("read {}", data.display()))?.flatten();
+    let inside: Vec<PathBuf> = inside.map(|entry| entry.path()).filter(|path| !path.ends_with("lost+found")).collect();
+    if inside.is_empty() {
+        let permissions = std::fs::Permissions::from_mode(0o700);
+        return chown(data, Some(user), Some(group))
+            .and_then(|()| std::fs::set_permissions(data, permissions))
+            .with_context(|| format!("give {} to user {}", data.display(), account.name()));
+    }
+    for path in std::iter::once(data).chain(inside.iter().map(PathBuf::as_path)) {
+        let owner = std::fs::symlink_metadata(path).with_context(|| format!("read {}", path.display()))?.uid();
+        if owner != user {
+            bail!(
+                "{} belongs to uid {owner}, and the service is to run as {} (uid {user}): use another data_dir or, if it is this service's, \
+                 give it all of it: chown -R {user}:{group} {}",
+                path.display(),
+                account.name(),
+                data.display()
+            );
+        }
+    }
+    Ok(())
 }
 
 /// Two services on one directory would take each other's claims and files.

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -75,7 +75,7 @@ impl Service {
         let catalogue = Arc::new(Catalogue::new(&config.trigger_types)?);
         let token = config.operator_token()?;
         host::check_isolation(config, sandbox.report())?;
-        let Host { node, npm, data, lock } = host;
+        let Host { node, npm, data, lock, home, .. } = host;
         let artifacts = Artifacts::open(&data)?;
         let node_version = host::check_node(&sandbox).await?;
         let store = Store::open(&data.join("chatfn.db")).await?;
@@ -109,7 +109,7 @@ impl Service {
                 sandbox: sandbox.clone(),
                 node,
                 cli: npm,
-                proxy: registry_proxy(config)?,
+                proxy: registry_proxy(config, home.as_deref())?,
                 limits: install_limits(config),
             },
             node_version,
@@ -300,9 +300,9 @@ async fn purge(store: &Store, config: &Config) -> Result<(), crate::store::Error
 }
 
 /// Serves npm the operator's registries, as the operator's npm is configured.
-fn registry_proxy(config: &Config) -> anyhow::Result<Proxy> {
-    let home = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".npmrc")).filter(|path| path.exists());
-    let userconfig = config.npm_userconfig.clone().or(home);
+fn registry_proxy(config: &Config, home: Option<&Path>) -> anyhow::Result<Proxy> {
+    let of_home = home.map(|home| home.join(".npmrc")).filter(|path| path.exists());
+    let userconfig = config.npm_userconfig.clone().or(of_home);
     let environment =
         std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
     let registries = Registries::load(userconfig.as_deref(), environment).context("read npm's configuration")?;

@@ -44,7 +44,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     };
     telemetry::init(config.log_format, &config.log_level)?;
     let host = Host::prepare(&config)?;
-    let sandbox = Sandbox::start(host.sandbox_settings(&config)?).context("start the sandbox broker")?;
+    let sandbox = Sandbox::start(host.sandbox_settings(&config)).context("start the sandbox broker")?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         let service = Service::start(&config, host, sandbox).await?;

@@ -79,7 +79,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     }
     // Before the runtime: the broker must come from a process that has one thread.
     let host = Host::prepare(&config)?;
-    let sandbox = Sandbox::start(host.sandbox_settings(&config)?).context("start the sandbox broker")?;
+    let sandbox = Sandbox::start(host.sandbox_settings(&config)).context("start the sandbox broker")?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = runtime.block_on(serve(&config, host, sandbox));
     // Blocking work that goes on (a transpile, a sweep) must not hold the end up; what it leaves is removed at the next start.

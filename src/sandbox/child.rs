@@ -20,6 +20,7 @@ use super::privileges;
 use super::root::NODE;
 use super::spec::Network;
 use super::status::Speaker;
+use super::users::User;
 
 /// Where the shim looks for the protocol.
 const PROTOCOL_READ: RawFd = 3;
@@ -80,7 +81,8 @@ fn take_place(plan: &Plan<'_>, status: &Speaker) -> Result<Vec<OwnedFd>, String>
     // 5. A root of its own, and what is in it.
     let mut resolver = Vec::new();
     if let Layout::Root(root) = plan.layout {
-        root.enter(spec.profile, &spec.mounts, spec.limits.tmp_bytes, plan.user).map_err(at("make its root"))?;
+        let owner = plan.user.as_ref().map(User::identity);
+        root.enter(spec.profile, &spec.mounts, spec.limits.tmp_bytes, owner.as_ref()).map_err(at("make its root"))?;
         resolver = set_up_network(&spec.network, status).map_err(at("set up its network"))?;
         nix::unistd::sethostname("sandbox").map_err(at("set its host name"))?;
     }
@@ -96,9 +98,11 @@ fn give_up_powers(plan: &Plan<'_>, status: &Speaker) -> Result<(), String> {
     // 7. The files that Landlock is to know: in the new root, and while we may still walk to all of them.
     let landlock = plan.landlock.as_ref().map(Rules::prepare).transpose().map_err(at("prepare Landlock"))?;
     // 8. Limits, after the last step that opens a descriptor with a high number.
-    privileges::restrict(&plan.spec.limits, plan.user.is_some()).map_err(at("set its limits"))?;
+    let user_of_its_own = plan.user.as_ref().is_some_and(User::is_own);
+    privileges::restrict(&plan.spec.limits, user_of_its_own).map_err(at("set its limits"))?;
     // 9. No privilege any more.
-    privileges::drop_all(plan.user).map_err(at("drop privileges"))?;
+    let identity = plan.user.as_ref().map(User::identity);
+    privileges::drop_all(identity.as_ref()).map_err(at("drop privileges"))?;
     // 10. In its process namespace, process 1 is special: no signal without a handler reaches it, `abort` included, and it must reap
     //     those that lose their parent. Node is neither used to the one nor does it do the other.
     if plan.layout.is_root() {

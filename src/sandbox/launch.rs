@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::OFlag;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::waitpid;
-use nix::unistd::{Pid, pipe2};
+use nix::unistd::{Pid, getegid, geteuid, pipe2};
 
 use super::cgroup::{self, Cgroups, Entry, Group};
 use super::child;
@@ -21,15 +21,17 @@ use super::message::ChildId;
 use super::plan::{self, Become, Layout, Plan, Stdio};
 use super::root::{self, Root};
 use super::seccomp::{Filters, Policy};
-use super::settings::Settings;
-use super::spec::{Exit, ExitStatus, Limits, Mount, Network, Spec};
+use super::settings::{Identity, Settings};
+use super::spec::{Exit, ExitStatus, Limits, Mount, Network, Profile, Spec};
 use super::status::{self, Said};
-use super::users::Users;
+use super::users::{User, Users};
 use crate::model::Mode;
 
 /// What children are started with.
 pub(super) struct Launcher {
     pub(super) settings: Settings,
+    /// Whom the service runs as.
+    service: Identity,
     pub(super) mode: Mode,
     pub(super) root: Option<Root>,
     users: Option<Users>,
@@ -48,7 +50,7 @@ pub(super) struct Running {
     pub(super) pidfd: OwnedFd,
     /// On which its init tells how Node ended.
     end: OwnedFd,
-    user: Option<u32>,
+    user: Option<User>,
     pub(super) group: Option<Group>,
     /// Asks about its connections; with the supervisor as soon as it may have any.
     connects: Option<egress::Descriptors>,
@@ -58,9 +60,20 @@ pub(super) struct Running {
 
 impl Launcher {
     pub(super) fn new(settings: Settings, mode: Mode, root: Option<Root>) -> Self {
-        let users = (mode == Mode::Full).then(Users::new);
+        let service = settings.service.clone().unwrap_or_else(own_identity);
+        let users = (mode == Mode::Full).then(|| Users::new(service.user));
         let interpreter = root::interpreter(&settings.node);
-        Self { settings, mode, root, users, cgroups: None, supervisor: None, interpreter, filters: HashMap::new() }
+        Self {
+            settings,
+            service,
+            mode,
+            root,
+            users,
+            cgroups: None,
+            supervisor: None,
+            interpreter,
+            filters: HashMap::new(),
+        }
     }
 
     /// Starts a child and returns once it runs Node, or could not.
@@ -69,14 +82,14 @@ impl Launcher {
     /// What the child could not do, in its words; nothing is left of it.
     pub(super) fn launch(&mut self, id: ChildId, spec: &Spec, stdio: Stdio, become_: Become) -> io::Result<Running> {
         self.check_mounts(&spec.mounts)?;
-        let user = self.take_user(&spec.mounts)?;
+        let user = self.take_user(spec)?;
         let started = self.create_group(id, &spec.limits).and_then(|group| {
             // If it fails, the group ends by being dropped.
-            let running = self.start(id, spec, stdio, user, group.as_ref(), become_)?;
+            let running = self.start(id, spec, stdio, user.clone(), group.as_ref(), become_)?;
             Ok(Running { group, ..running })
         });
-        if let (Err(_), Some(users), Some(user)) = (&started, &mut self.users, user) {
-            users.give_back(user);
+        if started.is_err() {
+            self.give_back(user);
         }
         let mut running = started?;
         if let Err(err) = self.let_out(&mut running, &spec.network) {
@@ -87,11 +100,22 @@ impl Launcher {
         Ok(running)
     }
 
-    /// A user of its own, to whom belongs what it may write: a project on which npm worked before belongs to that run's user.
-    fn take_user(&mut self, mounts: &[Mount]) -> io::Result<Option<u32>> {
-        let Some(users) = &mut self.users else { return Ok(None) };
+    /// Whom a child becomes; `None`: it stays the broker's user.
+    ///
+    /// What npm writes the service must be able to rename and to remove. Root can; any other service has npm run as its own user,
+    /// kept from it by the namespaces and by Landlock. Where there are no users of their own at all, the service's is better than a
+    /// privileged broker's.
+    fn take_user(&mut self, spec: &Spec) -> io::Result<Option<User>> {
+        let service = User::Service(self.service.clone());
+        let Some(users) = &mut self.users else {
+            return Ok((self.service.user != own_identity().user).then_some(service));
+        };
+        if spec.profile == Profile::Install && self.service.user != 0 {
+            return Ok(Some(service));
+        }
+        // What it may write belongs to it: a project on which npm worked before belongs to that run's user.
         let writable: Vec<&Path> =
-            mounts.iter().filter(|mount| mount.writable).map(|mount| mount.source.as_path()).collect();
+            spec.mounts.iter().filter(|mount| mount.writable).map(|mount| mount.source.as_path()).collect();
         let owner = writable.first().map(fs::symlink_metadata).transpose()?.map(|metadata| metadata.uid());
         let user = owner.filter(|owner| users.take_this(*owner)).or_else(|| users.take());
         let user = user.ok_or_else(|| io::Error::other("no user is left for another child"))?;
@@ -99,7 +123,13 @@ impl Launcher {
             users.give_back(user);
             return Err(err);
         }
-        Ok(Some(user))
+        Ok(Some(User::Own(user)))
+    }
+
+    fn give_back(&mut self, user: Option<User>) {
+        if let (Some(users), Some(User::Own(user))) = (&mut self.users, user) {
+            users.give_back(user);
+        }
     }
 
     fn create_group(&self, id: ChildId, limits: &Limits) -> io::Result<Option<Group>> {
@@ -112,7 +142,7 @@ impl Launcher {
         id: ChildId,
         spec: &Spec,
         stdio: Stdio,
-        user: Option<u32>,
+        user: Option<User>,
         group: Option<&Group>,
         become_: Become,
     ) -> io::Result<Running> {
@@ -130,7 +160,7 @@ impl Launcher {
             node: &self.settings.node,
             layout: self.root.as_ref().map_or(Layout::Host, Layout::Root),
             stdio,
-            user,
+            user: user.clone(),
             entry,
             landlock: (self.mode != Mode::None)
                 .then(|| plan::landlock_rules(self.mode, spec, &self.settings.node, self.interpreter.as_deref())),
@@ -219,9 +249,7 @@ impl Launcher {
             exit.cpu_time = exit.cpu_time.max(usage.cpu_time.unwrap_or_default());
         }
         drop(running.group);
-        if let (Some(users), Some(user)) = (&mut self.users, running.user) {
-            users.give_back(user);
-        }
+        self.give_back(running.user);
         exit
     }
 
@@ -268,6 +296,11 @@ impl Running {
         }
         exit
     }
+}
+
+/// The broker's.
+fn own_identity() -> Identity {
+    Identity { user: geteuid().as_raw(), group: getegid().as_raw(), groups: Vec::new() }
 }
 
 /// Until it runs, or could not.

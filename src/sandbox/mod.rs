@@ -61,7 +61,7 @@ use crate::model::Report;
 
 pub use broker::serve as serve_broker;
 pub use child::REGISTRY_PORT;
-pub use settings::Settings;
+pub use settings::{Identity, Settings};
 pub use spec::{Exit, ExitStatus, Limits, Mount, Network, Profile, Spec};
 
 /// Requests on their way to the broker; it takes each within a few milliseconds.
@@ -110,8 +110,11 @@ struct Started {
 }
 
 impl Sandbox {
-    /// Starts the broker by running this program's `sandbox-broker` command, and has it find out what works here. Call it before any
-    /// other thread exists, so that the broker inherits nothing but what it needs.
+    /// Starts the broker by running this program's `sandbox-broker` command, and has it find out what works here. Then gives up what
+    /// only the broker needs: on return this process is whom the settings say, and it can gain no privilege.
+    ///
+    /// Call it before any other thread exists: the broker is to inherit nothing but what it needs, and a thread that is there would keep
+    /// its privileges.
     ///
     /// # Errors
     /// The process could not be started, or no mode that was asked for works; the reasons are the kernel's.
@@ -127,12 +130,14 @@ impl Sandbox {
             .env_clear()
             .current_dir("/")
             .spawn()?;
+        let identity = settings.service.clone();
         message::send_request(&ours, &Request::SetUp(Box::new(settings)))?;
         let report = match message::receive_reply(&ours)? {
             Some((Reply::Ready(report), _)) => report,
             Some((Reply::NotReady { reason }, _)) => return Err(io::Error::other(reason)),
             _ => return Err(io::Error::other("the sandbox broker ended while it set itself up")),
         };
+        privileges::lock_down(identity.as_ref())?;
         let (requests, queue) = mpsc::sync_channel(REQUESTS_QUEUED_MAX);
         let shared = Arc::new(Shared {
             report,

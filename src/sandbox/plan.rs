@@ -9,6 +9,7 @@ use super::landlock::{Rules, Tcp};
 use super::root::{NODE, Root};
 use super::seccomp::{Connect, Filters, Policy};
 use super::spec::{Network, Profile, Spec};
+use super::users::User;
 use crate::model::Mode;
 
 /// What its files are.
@@ -41,7 +42,7 @@ pub(super) struct Plan<'a> {
     /// A pipe, on which its init tells how it ended.
     pub end: OwnedFd,
     /// The user to become; `None`: it stays the broker's.
-    pub user: Option<u32>,
+    pub user: Option<User>,
     /// How it gets into its group, unless it is born there.
     pub entry: Option<Entry>,
     pub landlock: Option<Rules>,

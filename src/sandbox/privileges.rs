@@ -2,9 +2,11 @@
 
 use std::io;
 
+use nix::sys::prctl;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
+use nix::unistd::{Gid, Uid, geteuid, setgroups, setresgid, setresuid};
 
+use super::settings::Identity;
 use super::spec::Limits;
 
 /// capabilities(7): the version with 64 bits, in two halves.
@@ -38,8 +40,8 @@ pub(super) const CAP_SETGID: u32 = 6;
 pub(super) const CAP_SETUID: u32 = 7;
 pub(super) const CAP_SYS_ADMIN: u32 = 21;
 
-/// Takes every capability away, for good, and becomes `user` where there is one to become.
-pub(super) fn drop_all(user: Option<u32>) -> io::Result<()> {
+/// Takes every capability away, for good, and becomes `identity` where there is one to become.
+pub(super) fn drop_all(identity: Option<&Identity>) -> io::Result<()> {
     // 1. The bounding set first: that takes CAP_SETPCAP, which is about to go. Without it nothing is to be gained by exec either,
     //    as no_new_privs follows.
     for capability in 0..64 {
@@ -49,9 +51,10 @@ pub(super) fn drop_all(user: Option<u32>) -> io::Result<()> {
         }
     }
     // 2. Groups before the user: setgroups(2) takes CAP_SETGID. A change from 0 to another user clears the capabilities.
-    if let Some(user) = user {
-        let (uid, gid) = (Uid::from_raw(user), Gid::from_raw(user));
-        setgroups(&[])?;
+    if let Some(identity) = identity {
+        let (uid, gid) = (Uid::from_raw(identity.user), Gid::from_raw(identity.group));
+        let groups: Vec<Gid> = identity.groups.iter().copied().map(Gid::from_raw).collect();
+        setgroups(&groups)?;
         setresgid(gid, gid, gid)?;
         setresuid(uid, uid, uid)?;
     }
@@ -63,6 +66,19 @@ pub(super) fn drop_all(user: Option<u32>) -> io::Result<()> {
         return Err(io::Error::last_os_error());
     }
     Ok(())
+}
+
+/// For the service, once its broker is ready, and while it has one thread: capabilities and no_new_privs are a thread's own.
+///
+/// Whom nobody told to become somebody else stays root with root's powers: the data directory is full of other users' files then.
+pub(super) fn lock_down(identity: Option<&Identity>) -> io::Result<()> {
+    if identity.is_some() || !geteuid().is_root() {
+        drop_all(identity)?;
+    }
+    prctl::set_no_new_privs()?;
+    // Nobody of the same user looks into its memory (npm runs as the service's user where that is not root). After the change of
+    // user, which sets it as fs.suid_dumpable says.
+    Ok(prctl::set_dumpable(false)?)
 }
 
 /// Hard and soft alike. Only ever lowers: raising takes CAP_SYS_RESOURCE, which even root may lack.

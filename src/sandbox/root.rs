@@ -13,6 +13,7 @@ use std::process::{Command, Stdio};
 use nix::mount::MsFlags;
 
 use super::mounts::{self, Forbid};
+use super::settings::Identity;
 use super::spec::{Mount, Profile};
 
 /// Where Node stands in every root: not below `/usr`, which some see as the host has it.
@@ -106,7 +107,13 @@ impl Root {
     /// In the child, in a mount namespace of its own: adds what is its own, and makes it `/`.
     ///
     /// The order matters: mounts are found by paths of the old root, which are gone after the change.
-    pub(super) fn enter(&self, profile: Profile, own: &[Mount], tmp_bytes: u64, owner: Option<u32>) -> io::Result<()> {
+    pub(super) fn enter(
+        &self,
+        profile: Profile,
+        own: &[Mount],
+        tmp_bytes: u64,
+        owner: Option<&Identity>,
+    ) -> io::Result<()> {
         match profile {
             Profile::Worker => {}
             Profile::Install => {
@@ -120,7 +127,7 @@ impl Root {
             let forbid = if mount.writable { Forbid::NOTHING } else { Forbid::WRITING };
             mounts::bind(&mount.source, &self.inside(&mount.target), forbid)?;
         }
-        let owner = owner.map(|uid| format!(",uid={uid},gid={uid}")).unwrap_or_default();
+        let owner = owner.map(|owner| format!(",uid={},gid={}", owner.user, owner.group)).unwrap_or_default();
         // Only npm's scripts may need to run what they wrote; memory for machine code is not the file system's business.
         let flags = if profile == Profile::Worker { MsFlags::MS_NOEXEC } else { MsFlags::empty() };
         let options = format!("size={tmp_bytes},nr_inodes={TMP_FILES_MAX},mode=700{owner}");

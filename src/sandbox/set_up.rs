@@ -79,7 +79,15 @@ fn prepare(settings: &Settings, mode: Mode) -> io::Result<Option<Root>> {
             }
             unshare(CloneFlags::CLONE_NEWNS).map_err(named("unshare(CLONE_NEWNS)"))?;
         }
-        Mode::Userns => enter_user_namespace()?,
+        Mode::Userns => {
+            // One namespace, one user: npm could not be the service's, and so the service not remove what npm wrote.
+            if settings.service.as_ref().is_some_and(|service| service.user != geteuid().as_raw()) {
+                return Err(io::Error::other(
+                    "it is for a service that is started as its own user, not as root with `user`",
+                ));
+            }
+            enter_user_namespace()?;
+        }
         Mode::Landlock => {
             let abi = landlock::abi().map_err(named("landlock_create_ruleset"))?;
             if abi == 0 {

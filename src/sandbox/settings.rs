@@ -20,4 +20,15 @@ pub struct Settings {
     /// Names the cgroups of this service.
     pub name: String,
     pub service_pid: u32,
+    /// Whom the service becomes as soon as the broker is ready. `None`: it stays who it is, who is the broker's user.
+    pub service: Option<Identity>,
+}
+
+/// A user with its groups, as numbers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    pub user: u32,
+    pub group: u32,
+    /// Supplementary ones.
+    pub groups: Vec<u32>,
 }

@@ -2,11 +2,36 @@
 
 use std::collections::BTreeSet;
 
+use super::settings::Identity;
+
 /// Far from people's, services' and user namespaces' usual ranges (login.defs(5) hands out subordinate ids from 100 000 in steps
 /// of 65 536: this lies in nobody's first range).
 const FIRST: u32 = 2_100_000_000;
 /// More than processes fit on a machine.
 const COUNT: u32 = 100_000;
+
+/// Whom a child becomes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum User {
+    /// One that nobody else has, with a group of the same number.
+    Own(u32),
+    /// The service's, which is not the broker's.
+    Service(Identity),
+}
+
+impl User {
+    pub(super) fn identity(&self) -> Identity {
+        match self {
+            Self::Own(user) => Identity { user: *user, group: *user, groups: Vec::new() },
+            // Without the service's other groups: nothing that a child may touch rests on them.
+            Self::Service(service) => Identity { groups: Vec::new(), ..service.clone() },
+        }
+    }
+
+    pub(super) fn is_own(&self) -> bool {
+        matches!(self, Self::Own(_))
+    }
+}
 
 #[derive(Debug)]
 pub(super) struct Users {
@@ -17,12 +42,12 @@ pub(super) struct Users {
 }
 
 impl Users {
-    /// Out of what this user namespace has: a container's may be small. Begins anywhere: another service on this machine has the same
-    /// range, and the kernel counts a user's processes on the whole machine.
-    pub(super) fn new() -> Self {
+    /// Out of what this user namespace has: a container's may be small, and `service` may lie in it. Begins anywhere: another service
+    /// on this machine has the same range, and the kernel counts a user's processes on the whole machine.
+    pub(super) fn new(service: u32) -> Self {
         let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
         let (first, count) = range(&map);
-        Self { first, count, taken: BTreeSet::new(), next: rand::random_range(0..count) }
+        Self { first, count, taken: BTreeSet::from([service]), next: rand::random_range(0..count) }
     }
 
     /// One that nobody has. They go round, so that one given back is not seen again soon.
@@ -72,6 +97,13 @@ mod tests {
     fn users_lie_in_the_namespace() {
         assert_eq!(range("         0          0 4294967295\n"), (FIRST, COUNT));
         assert_eq!(range("0 1048576 65536\n"), (32768, 32767));
+    }
+
+    #[test]
+    fn the_services_user_is_nobody_elses() {
+        let mut users = Users::new(FIRST);
+        assert_ne!(users.take(), Some(FIRST));
+        assert!(!users.take_this(FIRST));
     }
 
     #[test]

@@ -21,6 +21,7 @@ mod logs;
 mod memory;
 mod orphans;
 mod pool;
+mod privileges;
 mod publish;
 mod publish_request;
 mod settings;
