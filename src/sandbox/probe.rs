@@ -204,7 +204,7 @@ fn use_memory() {
 pub(super) fn prove(launcher: &mut Launcher) -> io::Result<Vec<Layer>> {
     let canary_listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let canary = launcher.settings.root.with_file_name(CANARY);
-    let _ = fs::write(&canary, "if a child can read this, Landlock does not work\n");
+    leave_canary(&canary)?;
     let canary_text: &'static str = Box::leak(canary.display().to_string().into_boxed_str()); // Once in a broker's life.
     let attempt = Attempt::Forbidden { canary_port: canary_listener.local_addr()?.port(), canary: canary_text };
     let (said, exit) = run(launcher, attempt, PROBE_MEMORY_BYTES)?;
@@ -229,6 +229,13 @@ pub(super) fn prove(launcher: &mut Launcher) -> io::Result<Vec<Layer>> {
         layers.push(memory(launcher)?);
     }
     Ok(layers)
+}
+
+/// Never through a link: the directory is the service's, and we may have privileges that it has not.
+fn leave_canary(path: &Path) -> io::Result<()> {
+    let _ = fs::remove_file(path); // Left by a broker that was killed.
+    let mut file = File::options().write(true).create_new(true).open(path)?;
+    file.write_all(b"if a child can read this, Landlock does not work\n")
 }
 
 fn memory(launcher: &mut Launcher) -> io::Result<Layer> {
