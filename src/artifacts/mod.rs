@@ -26,6 +26,7 @@ use bytes::Bytes;
 use tempfile::TempDir;
 
 use crate::model::AppId;
+use crate::sandbox::open_up;
 
 pub use layers::{Layer, LayerKey, measure, platform};
 pub use manifest::{Manifest, Unit};
@@ -64,7 +65,7 @@ impl Artifacts {
         let artifacts = Self { root: data_directory.to_owned() };
         let tmp = artifacts.tmp();
         if tmp.exists() {
-            fs::remove_dir_all(&tmp).map_err(Error::at("empty", &tmp))?;
+            open_up(&tmp).and_then(|()| fs::remove_dir_all(&tmp)).map_err(Error::at("empty", &tmp))?;
         }
         for directory in
             [data_directory.to_owned(), tmp, artifacts.root.join("artifacts"), artifacts.root.join("layers")]

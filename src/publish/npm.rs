@@ -15,7 +15,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::artifacts::measure;
-use crate::sandbox::{Child, ExitStatus, Limits, Mount, Network, Profile, REGISTRY_PORT, Sandbox, Spec};
+use crate::sandbox::{Child, ExitStatus, Limits, Mount, Network, Profile, REGISTRY_PORT, Sandbox, Spec, open_up};
 
 use super::progress::Progress;
 use super::registry::{self, Proxy, Report};
@@ -151,11 +151,13 @@ impl Npm {
         // Dead and waited for before anybody removes its directory.
         child.kill();
         child.wait().await;
+        self.take_back(directory, home.path()).await?;
         let report = match serving {
             Some(serving) => serving.finish().await,
             None => Report::default(),
         };
         let exit = watched?;
+        self.check_size(directory).await?;
         match exit {
             ExitStatus::Code(0) if network => rewrite(&lockfile, |text| registries.restore_lockfile(text)),
             ExitStatus::Code(0) => Ok(()),
@@ -266,10 +268,17 @@ impl Npm {
                 _ = measuring.tick() => self.check_size(directory).await?,
             }
             if let (Some(status), [None, None]) = (exited, &streams) {
-                self.check_size(directory).await?;
                 return Ok(status);
             }
         }
+    }
+
+    /// Scripts can close directories, to hide what is in them or to have them stay.
+    async fn take_back(&self, directory: &Path, home: &Path) -> Result<(), InstallError> {
+        let directories = [directory.to_owned(), home.to_owned()];
+        let open = move || directories.iter().try_for_each(|directory| open_up(directory));
+        let opened = tokio::task::spawn_blocking(open).await.unwrap_or_else(|err| Err(io::Error::other(err)));
+        opened.map_err(|err| InstallError::Broken(err.to_string()))
     }
 
     async fn check_size(&self, directory: &Path) -> Result<(), InstallError> {

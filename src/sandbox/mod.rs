@@ -20,6 +20,7 @@ mod clone;
 pub mod egress;
 mod landlock;
 mod launch;
+mod leftovers;
 mod message;
 mod mounts;
 mod plan;
@@ -61,6 +62,7 @@ use crate::model::Report;
 
 pub use broker::serve as serve_broker;
 pub use child::REGISTRY_PORT;
+pub use leftovers::open_up;
 pub use settings::{Identity, Settings};
 pub use spec::{Exit, ExitStatus, Limits, Mount, Network, Profile, Spec};
 

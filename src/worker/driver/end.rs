@@ -3,7 +3,7 @@
 use tokio::io::AsyncReadExt;
 
 use crate::model::{FailureKind, FunctionFailure, LogLevel, LogSource, Outcome};
-use crate::sandbox::{Exit, ExitStatus};
+use crate::sandbox::{Exit, ExitStatus, open_up};
 use crate::worker::protocol::Usage;
 use crate::worker::{Reply, StartError, death};
 
@@ -61,7 +61,8 @@ impl Driver {
         }
         // A tenant may have left a million files there.
         let Some(scratch) = self.scratch else { return };
-        let removed = tokio::task::spawn_blocking(move || scratch.close()).await;
+        let remove = move || open_up(scratch.path()).and_then(|()| scratch.close());
+        let removed = tokio::task::spawn_blocking(remove).await;
         if let Ok(Err(err)) = removed {
             tracing::warn!(%err, "failed to remove a worker's temporary directory");
         }
