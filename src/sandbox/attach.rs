@@ -20,7 +20,7 @@ use super::spec::Mount;
 pub(super) fn attach(child: &OwnedFd, mounts: &[Mount]) -> io::Result<()> {
     let trees = mounts.iter().map(|mount| {
         let forbid = if mount.writable { Forbid::NOTHING } else { Forbid::WRITING };
-        Ok((mounts::detached(&mount.source, forbid)?, &mount.target))
+        Ok((mounts::detached_exactly(&mount.source, forbid)?, &mount.target))
     });
     let trees = trees.collect::<io::Result<Vec<_>>>()?;
     let home = File::open("/proc/self/ns/mnt")?;

@@ -199,7 +199,8 @@ impl Launcher {
     pub(super) fn check_mounts(&self, mounts: &[Mount]) -> io::Result<()> {
         for mount in mounts {
             let real = mount.source.canonicalize().map_err(|err| named(&mount.source, &err))?;
-            let allowed = self.settings.sources.iter().any(|source| real.starts_with(source));
+            // Itself, not what a link leads to: see `mounts::detached_exactly`.
+            let allowed = real == mount.source && self.settings.sources.iter().any(|source| real.starts_with(source));
             let known = Mount::TARGETS.iter().any(|target| Path::new(target) == mount.target);
             if !allowed || !known {
                 let text = format!("{} must not be shown to a child at {}", real.display(), mount.target.display());

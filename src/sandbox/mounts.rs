@@ -6,6 +6,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat2};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 // From linux/mount.h; the libc crate has none of them.
@@ -86,6 +87,20 @@ pub(super) fn detached(source: &Path, forbid: Forbid) -> io::Result<OwnedFd> {
     Ok(tree)
 }
 
+/// As [`detached`], of a directory that its path leads to without any link. For what the service names: it owns the directories on the
+/// way, so that a check of the path, made earlier, says nothing about what it leads to now.
+pub(super) fn detached_exactly(source: &Path, forbid: Forbid) -> io::Result<OwnedFd> {
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let how = OpenHow::new().flags(flags).resolve(ResolveFlag::RESOLVE_NO_SYMLINKS);
+    let directory = openat2(AT_FDCWD, source, how).map_err(at("open without links", source))?;
+    let flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_RECURSIVE | libc::AT_EMPTY_PATH as libc::c_uint;
+    // SAFETY: an empty path with a live descriptor; the call returns a new descriptor or an error.
+    let raw = unsafe { libc::syscall(libc::SYS_open_tree, directory.as_raw_fd(), c"".as_ptr(), flags) };
+    let tree = owned(raw).map_err(|err| named("open_tree", source, &err))?;
+    restrict(&tree, forbid, AT_RECURSIVE).map_err(|err| named("mount_setattr", source, &err))?;
+    Ok(tree)
+}
+
 /// Puts a detached mount in its place.
 pub(super) fn attach(tree: &OwnedFd, target: &Path) -> io::Result<()> {
     let to = c_path(target)?;
@@ -158,4 +173,28 @@ fn at<'a>(action: &'a str, path: &'a Path) -> impl FnOnce(nix::Error) -> io::Err
 
 fn named(action: &str, path: &Path, err: &io::Error) -> io::Error {
     io::Error::new(err.kind(), format!("{action} {}: {err}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_that_became_a_link_after_its_check_is_not_shown() {
+        if !nix::unistd::geteuid().is_root() {
+            eprintln!("skipped, because mounting takes root");
+            return;
+        }
+        let directory = tempfile::tempdir().expect("temp dir");
+        let root = directory.path().canonicalize().expect("a path");
+        let (tree, link) = (root.join("app/tree"), root.join("app/link"));
+        std::fs::create_dir_all(&tree).expect("make");
+        std::os::unix::fs::symlink("/etc", &link).expect("link");
+        std::os::unix::fs::symlink(root.join("app"), root.join("way")).expect("link");
+        assert!(detached_exactly(&tree, Forbid::WRITING).is_ok());
+        for path in [link, root.join("way/tree")] {
+            let refused = detached_exactly(&path, Forbid::WRITING).expect_err("a link");
+            assert!(refused.to_string().contains("Too many levels of symbolic links"), "{refused}");
+        }
+    }
 }

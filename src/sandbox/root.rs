@@ -125,7 +125,7 @@ impl Root {
         }
         for mount in own {
             let forbid = if mount.writable { Forbid::NOTHING } else { Forbid::WRITING };
-            mounts::bind(&mount.source, &self.inside(&mount.target), forbid)?;
+            mounts::attach(&mounts::detached_exactly(&mount.source, forbid)?, &self.inside(&mount.target))?;
         }
         let owner = owner.map(|owner| format!(",uid={},gid={}", owner.user, owner.group)).unwrap_or_default();
         // Only npm's scripts may need to run what they wrote; memory for machine code is not the file system's business.
