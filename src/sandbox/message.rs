@@ -1,5 +1,8 @@
 //! What the service and the broker say to each other: a length (u32, little endian), then JSON; descriptors travel with the length.
 
+#[cfg(test)]
+mod tests;
+
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -17,6 +20,8 @@ use crate::model::Report;
 const MESSAGE_BYTES_MAX: usize = 4 << 20;
 /// 1, 2, 3 and 4 of a worker.
 const DESCRIPTORS_MAX: usize = 4;
+/// The kernel's SCM_MAX_FD. With room for fewer, nix gives up without closing those that came.
+const DESCRIPTORS_SENT_MAX: usize = 253;
 
 /// Names a child for as long as the service runs; pids are reused, these are not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -116,7 +121,7 @@ fn send<T: Serialize>(mut socket: &UnixStream, message: &T, descriptors: &[Owned
 
 fn receive<T: DeserializeOwned>(mut socket: &UnixStream) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
     let mut length = [0u8; 4];
-    let mut space = nix::cmsg_space!([i32; DESCRIPTORS_MAX]);
+    let mut space = nix::cmsg_space!([i32; DESCRIPTORS_SENT_MAX]);
     let mut parts = [IoSliceMut::new(&mut length)];
     let flags = MsgFlags::MSG_CMSG_CLOEXEC;
     let message = recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut space), flags)?;
@@ -131,6 +136,9 @@ fn receive<T: DeserializeOwned>(mut socket: &UnixStream) -> io::Result<Option<(T
     if received == 0 {
         return Ok(None);
     }
+    if descriptors.len() > DESCRIPTORS_MAX {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "too many descriptors"));
+    }
     socket.read_exact(&mut length[received..])?;
     let length = u32::from_le_bytes(length) as usize;
     if length > MESSAGE_BYTES_MAX {
@@ -139,51 +147,4 @@ fn receive<T: DeserializeOwned>(mut socket: &UnixStream) -> io::Result<Option<(T
     let mut body = vec![0; length];
     socket.read_exact(&mut body)?;
     Ok(Some((serde_json::from_slice(&body)?, descriptors)))
-}
-
-#[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use proptest::prelude::*;
-
-    use super::super::spec::ExitStatus;
-    use super::*;
-
-    #[test]
-    fn descriptors_arrive_with_their_request() {
-        let (a, b) = UnixStream::pair().expect("socket pair");
-        let (read, mut write) = io::pipe().expect("pipe");
-        send(&a, &Request::Kill { id: ChildId(7) }, &[OwnedFd::from(read)]).expect("send");
-        let (request, mut descriptors) = receive_request(&b).expect("receive").expect("open");
-        assert!(matches!(request, Request::Kill { id: ChildId(7) }));
-        write.write_all(b"x").expect("write");
-        let mut byte = [0];
-        std::fs::File::from(descriptors.remove(0)).read_exact(&mut byte).expect("read");
-        assert_eq!(&byte, b"x");
-        drop(a);
-        assert!(receive_request(&b).expect("closed").is_none());
-    }
-
-    proptest! {
-        #[test]
-        fn any_reply_survives_the_socket(id: u64, pid: u32, code: i32, reason in ".{0,200}", peak in 0u64..1 << 50) {
-            let (a, b) = UnixStream::pair().expect("socket pair");
-            let exit = Exit { status: ExitStatus::Code(code), cpu_time: Duration::from_micros(9), peak_memory_bytes: peak, memory_limit_hit: peak % 2 == 0 };
-            let id = ChildId(id);
-            for reply in [Reply::Started { id, pid }, Reply::NotStarted { id, reason }, Reply::Exited { id, exit }] {
-                send_reply(&a, &reply, &[]).expect("send");
-                let (back, _) = receive_reply(&b).expect("receive").expect("open");
-                prop_assert_eq!(format!("{back:?}"), format!("{reply:?}"));
-            }
-        }
-
-        #[test]
-        fn garbage_is_an_error_not_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
-            let (mut a, b) = UnixStream::pair().expect("socket pair");
-            a.write_all(&bytes).expect("write");
-            drop(a);
-            while let Ok(Some(_)) = receive_request(&b) {}
-        }
-    }
 }
