@@ -7,7 +7,13 @@
 //!
 //! A version comes to be in [`publish`], and is kept by [`artifacts`] (files) and [`store`] (everything else).
 //!
-//! Imports point downwards: `cli, api → dispatch → invoke, publish → serving → pool → worker → sandbox → model`.
+//! Before any of that, [`host`] finds Node and npm and prepares the data directory, and [`sandbox::Sandbox::start`] starts the broker,
+//! which finds out what confines children here: [`model::Report`], of [`model::LayerName`]s, in one [`model::Mode`]. The service starts
+//! only if [`host::check_isolation`] is content. A child is then confined by a cgroup, namespaces with a root of their own, a user of
+//! its own, rlimits, no capabilities, Landlock and seccomp, in this order; the egress supervisor makes its connections. What each of
+//! them stops, and what none does, is in `docs/security.md`.
+//!
+//! Imports point downwards: `cli → service → api → dispatch → invoke, publish → serving → pool → worker → host → config → sandbox → model`.
 
 #![allow(
     rustdoc::private_intra_doc_links,
