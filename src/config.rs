@@ -143,7 +143,8 @@ pub struct Egress {
     /// What everybody with `public` reaches besides the web: `{network = "10.1.2.3", ports = [5432]}`.
     #[serde(deserialize_with = "json_text::deserialize")]
     pub allow: Vec<Rule>,
-    /// Domains that are not looked up, with all below them. Default: `cluster.local`, `internal`, `local` and their like.
+    /// Domains that are not looked up, with all below them. Default: `cluster.local`, `internal` and `local`. The cluster's own domain is
+    /// refused in any case.
     pub names_refused: Option<Vec<String>>,
     /// By app: all that it reaches with `dedicated`.
     #[serde(deserialize_with = "json_text::deserialize")]

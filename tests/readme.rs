@@ -1,21 +1,21 @@
-//! The README's table of settings is the one in `src/config.rs`. `UPDATE_README=1 cargo test --test readme` writes it.
+//! The README's tables of settings are what `src/config.rs` says. `UPDATE_README=1 cargo test --test readme` writes them.
 
 use std::fs;
 use std::path::Path;
 
 use chatfn::config::Config;
+use serde_json::Value;
 
-const START: &str = "by `UPDATE_README=1 cargo test --test readme` -->\n";
-const END: &str = "<!-- end of configuration -->";
+/// Each table's name in the README, and the struct that it is made of.
+const TABLES: [(&str, &str); 3] = [("configuration", "Config"), ("isolation", "Isolation"), ("egress", "Egress")];
 
 /// Each field with its doc comment, in the order of the source.
-fn documented() -> Vec<(String, String)> {
+fn documented(name: &str) -> Vec<(String, String)> {
     let source = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/config.rs")).expect("config.rs");
-    let body =
-        source.split("pub struct Config {").nth(1).and_then(|rest| rest.split("\n}").next()).expect("the struct");
+    let body = source.split(&format!("pub struct {name} {{")).nth(1).and_then(|rest| rest.split("\n}").next());
     let mut comment = Vec::new();
     let mut fields = Vec::new();
-    for line in body.lines().map(str::trim) {
+    for line in body.expect("the struct").lines().map(str::trim) {
         if let Some(text) = line.strip_prefix("///") {
             comment.push(text.trim().to_owned());
         } else if let Some(field) = line.strip_prefix("pub ") {
@@ -26,29 +26,51 @@ fn documented() -> Vec<(String, String)> {
     fields
 }
 
-fn shown(value: &serde_json::Value) -> String {
+fn shown(value: &Value) -> String {
     match value {
-        serde_json::Value::Null => "–".to_owned(),
-        serde_json::Value::String(text) => format!("`{text}`"),
+        Value::Null => "–".to_owned(),
+        // A table of its own; what stands in it is told there.
+        Value::Object(table) if !table.is_empty() && table.values().all(is_unset) => "–".to_owned(),
+        Value::String(text) => format!("`{text}`"),
         other => format!("`{other}`"),
     }
 }
 
+fn is_unset(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::Array(list) => list.is_empty(),
+        Value::Object(table) => table.values().all(is_unset),
+        Value::Bool(true) | Value::Number(_) | Value::String(_) => false,
+    }
+}
+
+fn table(name: &str, defaults: &Value) -> String {
+    let mut table = "| setting | default | meaning |\n|---|---|---|\n".to_owned();
+    for (field, comment) in documented(name) {
+        assert!(!comment.is_empty(), "{field} has no doc comment");
+        table.push_str(&format!("| `{field}` | {} | {comment} |\n", shown(&defaults[&field])));
+    }
+    table
+}
+
 #[test]
 fn the_readme_lists_every_setting_with_its_default() {
-    let defaults = serde_json::to_value(Config::default()).expect("serializes");
-    let mut table = "| setting | default | meaning |\n|---|---|---|\n".to_owned();
-    for (name, comment) in documented() {
-        assert!(!comment.is_empty(), "{name} has no doc comment");
-        table.push_str(&format!("| `{name}` | {} | {comment} |\n", shown(&defaults[&name])));
-    }
+    let config = serde_json::to_value(Config::default()).expect("serializes");
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
-    let readme = fs::read_to_string(&path).expect("README.md");
-    let (before, rest) = readme.split_once(START).expect("the marker");
-    let (current, after) = rest.split_once(END).expect("the end marker");
-    if std::env::var_os("UPDATE_README").is_some() {
-        fs::write(&path, format!("{before}{START}{table}{END}{after}")).expect("write");
-        return;
+    let mut readme = fs::read_to_string(&path).expect("README.md");
+    for (name, of) in TABLES {
+        let start = format!("<!-- {name}: made from src/config.rs by `UPDATE_README=1 cargo test --test readme` -->\n");
+        let end = format!("<!-- end of {name} -->");
+        let (before, rest) = readme.split_once(&start).expect("the marker");
+        let (current, after) = rest.split_once(&end).expect("the end marker");
+        let table = table(of, if of == "Config" { &config } else { &config[name] });
+        if std::env::var_os("UPDATE_README").is_none() {
+            assert_eq!(current, table, "run: UPDATE_README=1 cargo test --test readme");
+        }
+        readme = format!("{before}{start}{table}{end}{after}");
     }
-    assert_eq!(current, table, "run: UPDATE_README=1 cargo test --test readme");
+    if std::env::var_os("UPDATE_README").is_some() {
+        fs::write(&path, readme).expect("write");
+    }
 }
