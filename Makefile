@@ -22,9 +22,10 @@ lint: check-tools
 doc: check-tools
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
 
-## The frame codec; for whole services see `chatfn bench --help`.
+## The frame codec, then what a worker's start costs in each mode; for whole services see `chatfn bench --help`.
 bench: check-tools
 	cargo bench --locked --bench codec
+	cargo bench --locked --bench spawn
 
 check-tools:
 	@scripts/check-tools
