@@ -403,7 +403,7 @@ impl Files {
         let root = self.host.data.join(format!("sandbox-{mode}")).join("root");
         fs::create_dir_all(&root)?;
         let config = Config::default();
-        Ok(Settings { root, mode: Some(mode), name: format!("bench-{mode}"), ..self.host.sandbox_settings(&config)? })
+        Ok(Settings { root, mode: Some(mode), name: format!("bench-{mode}"), ..self.host.sandbox_settings(&config) })
     }
 
     fn app(&self) -> Mount {

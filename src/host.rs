@@ -82,7 +82,7 @@ impl Host {
             root: root_directory(&self.data),
             sources: vec![self.data.clone(), self.npm.ancestors().nth(2).unwrap_or(&self.npm).to_owned()],
             mode: config.isolation_mode(),
-            name: "chatfn".to_owned(),
+            name: format!("chatfn-{}", &blake3::hash(self.data.as_os_str().as_encoded_bytes()).to_hex()[..8]),
             service_pid: std::process::id(),
             service: self.account.as_ref().map(|account| account.identity.clone()),
         }

@@ -388,6 +388,6 @@ fn publish_settings(config: &Config, isolation: &Report) -> publish::Settings {
         verify_timeout: config.ready_timeout + config.init_timeout + config.wait_max,
         source_limits: SourceLimits::default(),
         memory_bytes_max: config.memory_budget(),
-        single_tenant: config.isolation.single_tenant && !isolation.separates_tenants(),
+        single_tenant: !isolation.separates_tenants(),
     }
 }

@@ -121,7 +121,7 @@ impl LayerName {
                 "start chatfn as root (it drops to `user`), or allow unprivileged user namespaces (kernel.apparmor_restrict_unprivileged_userns=0); \
                  in Kubernetes use the chart's `hardened` profile"
             }
-            Self::User => "start chatfn as root (it drops to `user`), or give it CAP_SETUID and CAP_SETGID",
+            Self::User => "start chatfn as root (it drops to `user`)",
             Self::Egress => "it takes a network namespace for each worker (see `network`), and Linux 5.19 or newer",
             Self::Landlock => "use Linux 6.12 or newer (ABI 6) with `landlock` among the kernel's lsm= list",
             Self::Seccomp => "use a kernel with CONFIG_SECCOMP_FILTER",

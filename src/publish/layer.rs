@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::Permissions;
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
@@ -99,8 +100,11 @@ pub(super) async fn install(
 ) -> Result<Layer, Error> {
     let staged = artifacts.stage("layer-")?;
     let scripts: BTreeSet<String> = project.scripts_allowed.iter().cloned().collect();
-    run_npm(installer, staged.path(), project, &scripts, progress).await?;
+    run_npm(installer, staged.path(), project, progress).await?;
+    // Before any script runs: those can write here too, and leave a link to whatever the service can read.
     let lockfile = std::fs::read(staged.path().join(LOCKFILE)).map_err(|err| disk_error(&err, LOCKFILE))?;
+    installer.npm.run_scripts(staged.path(), &scripts, progress).await?;
+    replace(&staged.path().join(LOCKFILE), &lockfile).map_err(|err| disk_error(&err, LOCKFILE))?;
     let key = LayerKey {
         lockfile: &lockfile,
         node_version: &installer.node_version,
@@ -128,13 +132,7 @@ pub(super) async fn install(
 }
 
 /// On return `package.json`, `package-lock.json` and (unless there is nothing to install) `node_modules` stand in the directory.
-async fn run_npm(
-    installer: &Installer,
-    directory: &Path,
-    project: &Project,
-    scripts: &BTreeSet<String>,
-    progress: &Progress,
-) -> Result<(), Error> {
+async fn run_npm(installer: &Installer, directory: &Path, project: &Project, progress: &Progress) -> Result<(), Error> {
     let npm = &installer.npm;
     let write = |name: &str, content: &[u8]| {
         std::fs::write(directory.join(name), content).map_err(|err| disk_error(&err, name))
@@ -155,7 +153,13 @@ async fn run_npm(
         write(PACKAGE, package_json(project, installer.defaults(project)).to_string().as_bytes())?;
         npm.install(directory, progress).await?;
     }
-    Ok(npm.run_scripts(directory, scripts, progress).await?)
+    Ok(())
+}
+
+/// Whatever stands there now, a link included, which is not followed.
+fn replace(path: &Path, content: &[u8]) -> std::io::Result<()> {
+    std::fs::remove_file(path)?;
+    std::fs::File::create_new(path)?.write_all(content)
 }
 
 fn disk_error(err: &std::io::Error, name: &str) -> Error {

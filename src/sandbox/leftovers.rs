@@ -54,7 +54,7 @@ mod tests {
             let _ = std::os::unix::fs::chown(path, Some(user), None); // Who is not root has them already.
         }
         for path in [&closed, &inside.join("a"), &outside] {
-            fs::set_permissions(path, Permissions::from_mode(0)).expect("chmod");
+            fs::set_permissions(path, Permissions::from_mode(0o000)).expect("chmod");
         }
         // Root could remove it anyway.
         let status = in_child(|| {

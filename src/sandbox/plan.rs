@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use super::cgroup::Entry;
-use super::egress::policy::Egress;
+use super::egress::policy::{Egress, Rule};
 use super::landlock::{Rules, Tcp};
 use super::root::{NODE, Root};
 use super::seccomp::{Connect, Filters, Policy};
@@ -123,8 +123,16 @@ pub(super) fn landlock_rules(mode: Mode, spec: &Spec, node: &Path, interpreter: 
 fn tcp_ports(network: &Network) -> Vec<u16> {
     match network {
         Network::Nothing => Vec::new(),
-        Network::Egress(policy) if policy.egress == Egress::None => Vec::new(),
-        Network::Egress(_) => EGRESS_PORTS.to_vec(),
+        Network::Egress(policy) => match &policy.egress {
+            Egress::None => Vec::new(),
+            Egress::Public { allow } => EGRESS_PORTS.into_iter().chain(ports(allow)).collect(),
+            Egress::Dedicated { allow, .. } => ports(allow).collect(),
+        },
         Network::Registry { port } => vec![*port],
     }
+}
+
+/// Landlock knows no addresses.
+fn ports(rules: &[Rule]) -> impl Iterator<Item = u16> {
+    rules.iter().flat_map(|rule| rule.ports.iter().copied())
 }

@@ -159,7 +159,7 @@ fn start_supervisor(launcher: &mut Launcher) -> Layer {
 fn cgroup_layers(cgroups: Option<&Cgroups>, missing: Option<&str>) -> Vec<Layer> {
     let layer = |name, found: Option<&cgroup::Layer>| match found {
         Some(cgroup::Layer::Active(means)) => {
-            Layer { name, active: true, proof: format!("limit written and read back: {means}") }
+            Layer { name, active: true, proof: format!("a group of its own took a limit: {means}") }
         }
         Some(cgroup::Layer::Missing(reason)) => Layer { name, active: false, proof: reason.clone() },
         None => Layer { name, active: false, proof: missing.unwrap_or("no cgroups").to_owned() },
