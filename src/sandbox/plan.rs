@@ -62,7 +62,11 @@ pub(super) enum Become {
 pub(super) fn seccomp_policy(mode: Mode, profile: Profile, connects: bool) -> Policy {
     // npm has its registry's socket in its own namespace, and nowhere else to go.
     let asks = connects && profile != Profile::Install && mode.has_root();
-    Policy { subprocesses: profile.subprocesses(), connect: if asks { Connect::Supervisor } else { Connect::Kernel } }
+    Policy {
+        subprocesses: profile.subprocesses(),
+        connect: if asks { Connect::Supervisor } else { Connect::Kernel },
+        shares_root: !mode.has_root(),
+    }
 }
 
 /// Not `/dev/zero`: mapped shared and writable it is memory that RLIMIT_DATA does not count.

@@ -1,6 +1,6 @@
 //! Which system calls a child may make.
 //!
-//! Up to five filters are stacked. The kernel asks all of them at each call and takes the sternest answer: kill, then an error, then
+//! Up to seven filters are stacked. The kernel asks all of them at each call and takes the sternest answer: kill, then an error, then
 //! the question to the broker, then yes. Each filter has one answer for what it matches and one for the rest, so each has one reason
 //! to exist; [`Filters::install`] lists them. What they say stands in [`rules`], the system calls by name in
 //! [`syscalls`](super::syscalls).
@@ -30,6 +30,9 @@ pub(super) struct Policy {
     /// Whether the child may start programs: npm and its shells may, workers may not.
     pub subprocesses: bool,
     pub connect: Connect,
+    /// Whether it has no root of its own: files of the service, whose user it shares, are then within reach of what Landlock does not
+    /// cover.
+    pub shares_root: bool,
 }
 
 /// Who decides on a `connect(2)`.
@@ -53,6 +56,8 @@ pub(super) enum Error {
 pub(super) struct Filters {
     subprocesses: bool,
     no_subprocesses: Option<BpfProgram>,
+    /// What Landlock does not cover, where it alone stands before others' files.
+    others_files: Vec<BpfProgram>,
     killed: BpfProgram,
     connect: Connect,
     allowed: BpfProgram,
@@ -64,6 +69,10 @@ impl Filters {
         Ok(Filters {
             subprocesses: policy.subprocesses,
             no_subprocesses: if policy.subprocesses { None } else { Some(rules::no_subprocesses()?) },
+            others_files: match policy.shares_root {
+                true => vec![rules::no_attributes()?, rules::no_paths_for_sockets()?],
+                false => Vec::new(),
+            },
             killed: rules::killed()?,
             connect: policy.connect,
             allowed: rules::allowed(policy)?,
@@ -85,6 +94,9 @@ impl Filters {
         // 2. No processes. Before the allow list: of two errors the kernel returns that of the filter installed last, and there these
         //    calls must pass to come out as EACCES.
         if let Some(program) = &self.no_subprocesses {
+            install(program)?;
+        }
+        for program in &self.others_files {
             install(program)?;
         }
         // 3. What ends the process. Its place does not matter, as nothing is sterner.

@@ -85,6 +85,16 @@ pub(super) const FORKS: &[i64] = &[];
 /// Signal the process, or thread, that the first argument names.
 pub(super) const SIGNALS: &[i64] = numbers![SYS_kill SYS_tkill SYS_tgkill SYS_rt_sigqueueinfo SYS_rt_tgsigqueueinfo];
 
+/// Change what a file is besides its content.
+#[cfg(target_arch = "x86_64")]
+const ATTRIBUTES_HERE: &[i64] = numbers![SYS_chmod SYS_chown SYS_lchown SYS_utime SYS_utimes SYS_futimesat];
+#[cfg(target_arch = "aarch64")]
+const ATTRIBUTES_HERE: &[i64] = &[];
+
+/// Change what a file is besides its content.
+pub(super) const ATTRIBUTES: [&[i64]; 3] =
+    [numbers![SYS_fchmod SYS_fchmodat SYS_fchown SYS_fchownat SYS_utimensat], ATTRIBUTES_HERE, &[SYS_FCHMODAT2]];
+
 /// End the process: nothing that Node, npm or a shell runs has a reason to try these, so whoever does is an attacker, and one who
 /// must start over at each try learns little. The service sees SIGSYS.
 const KILLED_EVERYWHERE: &[i64] = numbers![

@@ -13,7 +13,7 @@ use seccompiler::{
 };
 
 use super::{NODE_DESCRIPTOR, Policy};
-use crate::sandbox::syscalls::{ALLOWED, ALLOWED_WITH_SUBPROCESSES, FORKS, KILLED, SIGNALS};
+use crate::sandbox::syscalls::{ALLOWED, ALLOWED_WITH_SUBPROCESSES, ATTRIBUTES, FORKS, KILLED, SIGNALS};
 
 /// `clone` makes a view of its own of something. Needs privileges, except for `CLONE_NEWUSER`, which gives them all.
 const NEW_NAMESPACES: u32 = (libc::CLONE_NEWNS
@@ -93,6 +93,25 @@ pub(super) fn no_subprocesses() -> Result<BpfProgram, BackendError> {
         table.always(*number);
     }
     table.when(libc::SYS_clone, vec![bits(0, libc::CLONE_THREAD as u32, 0)?])?;
+    table.compile(SeccompAction::Errno(libc::EACCES as u32), SeccompAction::Allow)
+}
+
+/// Owners, modes and times of files stay as they are, though the calls say otherwise: Landlock lets every process change them, wherever
+/// the files are, and those of the service belong to the user of this one. An error would be more honest, but what copies files sets
+/// these too (`fs.copyFile`, `tar`, npm) and would fail, although the files of one's own do not need it: nobody else gets to them.
+pub(super) fn no_attributes() -> Result<BpfProgram, BackendError> {
+    let mut table = Table::default();
+    for number in ATTRIBUTES.into_iter().flatten() {
+        table.always(*number);
+    }
+    table.compile(SeccompAction::Errno(0), SeccompAction::Allow)
+}
+
+/// No sockets that could connect by a path, which Landlock covers only since ABI 9: the machine's services listen on such. EACCES, as the
+/// egress supervisor answers elsewhere.
+pub(super) fn no_paths_for_sockets() -> Result<BpfProgram, BackendError> {
+    let mut table = Table::default();
+    table.when(libc::SYS_socket, vec![equal(0, libc::AF_UNIX as u32)?])?;
     table.compile(SeccompAction::Errno(libc::EACCES as u32), SeccompAction::Allow)
 }
 

@@ -14,10 +14,10 @@ use nix::sys::wait::WaitStatus;
 use super::{Connect, Filters, Policy};
 use crate::sandbox::testing::{errno_of, exited, in_child, set_no_new_privs};
 
-const WORKER: Policy = Policy { subprocesses: false, connect: Connect::Kernel };
-const WORKER_WITH_EGRESS: Policy = Policy { subprocesses: false, connect: Connect::Supervisor };
-const INSTALL: Policy = Policy { subprocesses: true, connect: Connect::Kernel };
-const INSTALL_WITH_EGRESS: Policy = Policy { subprocesses: true, connect: Connect::Supervisor };
+const WORKER: Policy = Policy { subprocesses: false, connect: Connect::Kernel, shares_root: false };
+const WORKER_WITH_EGRESS: Policy = Policy { subprocesses: false, connect: Connect::Supervisor, shares_root: false };
+const INSTALL: Policy = Policy { subprocesses: true, connect: Connect::Kernel, shares_root: false };
+const INSTALL_WITH_EGRESS: Policy = Policy { subprocesses: true, connect: Connect::Supervisor, shares_root: false };
 const EVERY: [Policy; 4] = [WORKER, WORKER_WITH_EGRESS, INSTALL, INSTALL_WITH_EGRESS];
 
 /// A system call under the policy's filters.

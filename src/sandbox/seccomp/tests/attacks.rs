@@ -301,3 +301,20 @@ fn an_install_starts_programs() {
         assert_eq!(exited(forked), 0);
     }
 }
+
+#[test]
+fn without_a_root_of_its_own_it_reaches_no_files_by_their_attributes_and_no_sockets_by_a_path() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let mode = || std::os::unix::fs::MetadataExt::mode(&file.path().metadata().unwrap());
+    let (before, path) = (mode(), c_string(file.path().to_str().unwrap()));
+    let policy = Policy { shares_root: true, ..WORKER };
+    assert_eq!(errno(policy, raw!(libc::SYS_fchmodat, libc::AT_FDCWD, path.as_ptr(), 0)), 0);
+    assert_eq!(errno(policy, raw!(libc::SYS_fchownat, libc::AT_FDCWD, path.as_ptr(), 1, 1, 0)), 0);
+    assert_eq!(mode(), before);
+    assert_eq!(errno(policy, raw!(SYS_socket, libc::AF_UNIX, libc::SOCK_STREAM, 0)), EACCES);
+    assert_eq!(errno(policy, raw!(SYS_socket, libc::AF_INET, libc::SOCK_STREAM, 0)), 0);
+    // The same call without: the claim above is about the filter.
+    assert_eq!(errno(WORKER, raw!(SYS_socket, libc::AF_UNIX, libc::SOCK_STREAM, 0)), 0);
+    assert_eq!(errno(WORKER, raw!(libc::SYS_fchmodat, libc::AT_FDCWD, path.as_ptr(), 0)), 0);
+    assert_eq!(mode() & 0o777, 0);
+}
