@@ -1,5 +1,5 @@
-//! What the service says about its confinement, and what it refuses without. Whether that confines is the business of
-//! `tests/isolation`.
+//! What the service says about its confinement, and what it refuses without. Whether that confines is tried by the layers' own tests in
+//! `src/sandbox`, and by tenants in `tampering.rs` and `orphans.rs`.
 
 use std::process::Command;
 
