@@ -4,12 +4,16 @@ use crate::model::{FailureKind, FunctionFailure};
 use crate::sandbox::{Exit, ExitStatus};
 
 /// What V8 prints before it aborts (isolation.md 1.4 and 1.5).
-const OUT_OF_MEMORY_MARKS: [&str; 5] = [
+const OUT_OF_MEMORY_MARKS: [&str; 8] = [
     "JavaScript heap out of memory",
     "Committing semi space failed",
     "Allocation failed",
     "Fatal process out of memory",
     "process out of memory",
+    // Where threads start, at RLIMIT_DATA.
+    "Fatal javascript OOM",
+    "Fatal process OOM",
+    "std::bad_alloc",
 ];
 /// The shim's own exit codes.
 const EXIT_UNCAUGHT: i32 = 70;
@@ -81,6 +85,18 @@ mod tests {
         let table = [
             (ExitStatus::Signal(libc::SIGABRT), heap, FailureKind::OutOfMemory, "limit is 256 MiB"),
             (ExitStatus::Signal(libc::SIGTRAP), heap, FailureKind::OutOfMemory, "peak was 200 MiB"),
+            (
+                ExitStatus::Signal(libc::SIGTRAP),
+                "# Fatal javascript OOM in MemoryChunk allocation failed during deserialization.",
+                FailureKind::OutOfMemory,
+                "limit is 256 MiB",
+            ),
+            (
+                ExitStatus::Signal(libc::SIGABRT),
+                "terminate called after throwing an instance of 'std::bad_alloc'",
+                FailureKind::OutOfMemory,
+                "limit is 256 MiB",
+            ),
             (ExitStatus::Signal(libc::SIGABRT), "", FailureKind::Crashed, "SIGABRT"),
             (ExitStatus::Signal(libc::SIGKILL), heap, FailureKind::Crashed, "SIGKILL"),
             (ExitStatus::Code(3), "", FailureKind::Crashed, "code 3"),
