@@ -251,7 +251,11 @@ impl Publisher {
         // A panic must not leave the version BUILDING: nobody could delete it before the next start.
         let building = AssertUnwindSafe(building).catch_unwind();
         let result = tokio::select! {
-            result = building => result.unwrap_or(Err(Error::Internal)),
+            result = building => match result.unwrap_or(Err(Error::Internal)) {
+                // Its worker was stopped, as everything is: which of the two is seen first is chance.
+                Err(Error::Closed) if shared.stop.is_cancelled() => Err(Error::Draining),
+                result => result,
+            },
             () = shared.stop.cancelled() => Err(Error::Draining),
             () = stopped.cancelled() => Err(Error::AppDeleted(version.number)),
         };

@@ -44,7 +44,8 @@ async fn assert_whole(server: &TestServer, app: &str, published: u64) {
         }
         other => panic!("{other:?}: {newest:?}"),
     };
-    assert!(newest.number == published || serves == newest.number, "{newest:?}");
+    // Killed before it had a number, it left the one before as the newest: which may have FAILED itself.
+    assert!([published, published - 1].contains(&newest.number), "{newest:?}");
     let answer = server.app(app).login("jane").await;
     assert_eq!((answer.version, answer.json()), (serves, format!("v{serves}").into()));
 }

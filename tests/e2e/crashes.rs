@@ -1,5 +1,6 @@
 //! A worker that ends: the one it ran for is told how, nobody else is, and the next call is fine.
 
+use std::path::Path;
 use std::time::Duration;
 
 use chatfn::proto::{self, ErrorKind, invoke_response::Outcome};
@@ -7,7 +8,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
 
-use crate::harness::{Answered, LOGIN, TestApp, TestServer, alive, wait_until};
+use crate::harness::{Answered, LOGIN, TestApp, TestServer, wait_until};
 use crate::pool::{Gate, hold, until_busy};
 use crate::publish_request::Publish;
 
@@ -179,7 +180,9 @@ async fn idle_workers_that_all_die_at_once_are_nobodys_outcome() {
     for pid in &workers {
         kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL).expect("signal");
     }
-    wait_until("they are dead", async || alive(&workers).is_empty()).await;
+    // Gone for good: until its last thread has ended, the pipes of a process take what nobody will read.
+    let exists = |pid: &u32| Path::new("/proc").join(pid.to_string()).exists();
+    wait_until("they are dead", async || !workers.iter().any(exists)).await;
     app.login("jane").await.json();
     assert!(app.pool().await.worker_pids.iter().all(|pid| !workers.contains(pid)));
     server.stop().await;
