@@ -10,14 +10,15 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::unistd::Pid;
 
 use super::files::{self, PROCS};
 use super::owner::Owner;
-use super::{Entry, Error, Layer, Layers, Leaf, Limits, Tree, Unavailable, Usage, Version};
+use super::{CLEAR_MAX, CLEAR_POLL, Entry, Error, Layer, Layers, Leaf, Limits, Tree, Unavailable, Usage, Version};
 
 const SERVICE: &str = "chatfn-service";
 const SUBTREE: &str = "cgroup.subtree_control";
@@ -107,12 +108,21 @@ impl Unified {
     /// From `base` to our directory, and from there to the workers' groups.
     fn pass_on(&mut self, wanted: &[&'static str]) -> Result<(), Unavailable> {
         let enabled = self.ours_to_enable(wanted);
-        match enable(&self.base, wanted) {
-            Err(err) if err.errno == Errno::EBUSY => {
-                let others = describe(&files::members(std::slice::from_ref(&self.base))?);
-                return Err(Unavailable(format!("{err}: other processes are in that group: {others}")));
+        let give_up = Instant::now() + CLEAR_MAX;
+        loop {
+            match enable(&self.base, wanted) {
+                Err(err) if err.errno == Errno::EBUSY => {
+                    let others = files::members(std::slice::from_ref(&self.base))?;
+                    // None is listed, but one holds it: it is dying, maybe a service that has just been killed.
+                    if others.is_empty() && Instant::now() < give_up {
+                        thread::sleep(CLEAR_POLL);
+                        continue;
+                    }
+                    let others = describe(&others);
+                    return Err(Unavailable(format!("{err}: other processes are in that group: {others}")));
+                }
+                passed => break passed?,
             }
-            passed => passed?,
         }
         self.enabled = enabled;
         files::make_directory(&self.parent())?;
