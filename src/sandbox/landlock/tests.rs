@@ -240,3 +240,33 @@ fn rules_that_were_prepared_hold_after_the_uid_is_dropped() {
     });
     assert!(matches!(status, WaitStatus::Exited(_, 0)), "{status:?}");
 }
+
+/// As for workers with a root of their own: one rule on `/`, and others below it.
+#[test]
+fn an_older_kernel_is_held_to_what_it_knows() {
+    if !this_kernel_can("anything", 1) {
+        return;
+    }
+    let (root, rules) = directories();
+    let path = |name: &str| root.path().join(name);
+    let rules = Rules { read_only: vec!["/".into()], write: vec![path("write")], tcp: None, ..rules };
+    let in_force = |run: &dyn Fn() -> i32| {
+        exited(in_child(|| {
+            set_no_new_privs();
+            match restrict(&rules) {
+                Ok(enforced) if enforced.status != Status::None => run(),
+                other => {
+                    eprintln!("{other:?}");
+                    200
+                }
+            }
+        }))
+    };
+    assert_eq!(in_force(&|| io_errno(fs::read(path("outside/file")))), 0);
+    assert_eq!(in_force(&|| io_errno(File::create(path("outside/new")))), EACCES);
+    assert_eq!(in_force(&|| io_errno(File::create(path("write/new")))), 0);
+    let node = c_string(path("write").join("device").to_str().unwrap());
+    // SAFETY: `node` lives through the call.
+    let make = || errno_of(unsafe { libc::mknod(node.as_ptr(), libc::S_IFCHR | 0o400, libc::makedev(1, 3)) }.into());
+    assert_eq!(in_force(&make), EACCES);
+}
