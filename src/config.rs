@@ -145,6 +145,7 @@ pub struct Egress {
     pub allow: Vec<Rule>,
     /// Domains that are not looked up, with all below them. Default: `cluster.local`, `internal` and `local`. The cluster's own domain is
     /// refused in any case.
+    #[serde(deserialize_with = "json_text::deserialize")]
     pub names_refused: Option<Vec<String>>,
     /// By app: all that it reaches with `dedicated`.
     #[serde(deserialize_with = "json_text::deserialize")]
@@ -402,6 +403,31 @@ mod tests {
         assert_eq!(config.trigger_types[0].schema["additionalProperties"], false);
         let refused = load("", &[("default_dependencies", "ms@2")]).unwrap_err();
         assert!(refused.contains("default_dependencies") && refused.contains("ms@2"), "{refused}");
+    }
+
+    #[test]
+    fn lists_inside_of_a_table_are_json_in_a_flag_too() {
+        let flags = [
+            ("isolation.require", r#"["memory","landlock"]"#),
+            ("egress.deny", r#"["203.0.113.0/24"]"#),
+            ("egress.allow", r#"[{"network":"10.1.2.3","ports":[5432]}]"#),
+            ("egress.names_refused", r#"["corp.example"]"#),
+            ("egress.dedicated", r#"{"shop":{"allow":[],"source":"192.0.2.1"}}"#),
+        ];
+        let config = load("[isolation]\nsingle_tenant = true", &flags).expect("valid");
+        assert_eq!(config.isolation.require, [LayerName::Memory, LayerName::Landlock]);
+        assert!(config.isolation.single_tenant && config.egress.deny.len() == 1);
+        assert_eq!(config.egress.allow[0].ports, [5432]);
+        assert_eq!(config.egress.names_refused.as_deref(), Some(&["corp.example".to_owned()][..]));
+        assert_eq!(
+            config.egress.dedicated["shop"].source.map(|source| source.to_string()).as_deref(),
+            Some("192.0.2.1")
+        );
+        let file = "[egress]\nallow = [{ network = '10.1.2.3', ports = [5432] }]\n[egress.dedicated.shop]\nsource = '192.0.2.1'";
+        let config = load(file, &[]).expect("valid");
+        assert_eq!((config.egress.allow[0].ports[0], config.egress.dedicated.len()), (5432, 1));
+        let refused = load("", &[("isolation.require", r#"["memry"]"#)]).unwrap_err();
+        assert!(refused.contains("memry"), "{refused}");
     }
 
     #[test]
