@@ -3,15 +3,15 @@
 #[cfg(test)]
 mod tests;
 
-use std::io::{self, IoSlice, IoSliceMut, Read, Write};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::io::{self, IoSlice, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc;
 
-use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::rights;
 use super::settings::Settings;
 use super::spec::{Exit, Limits, Mount, Network, Spec};
 use crate::model::Report;
@@ -20,8 +20,6 @@ use crate::model::Report;
 const MESSAGE_BYTES_MAX: usize = 4 << 20;
 /// 1, 2, 3 and 4 of a worker.
 const DESCRIPTORS_MAX: usize = 4;
-/// The kernel's SCM_MAX_FD. With room for fewer, nix gives up without closing those that came.
-const DESCRIPTORS_SENT_MAX: usize = 253;
 
 /// Names a child for as long as the service runs; pids are reused, these are not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -111,28 +109,15 @@ fn send<T: Serialize>(mut socket: &UnixStream, message: &T, descriptors: &[Owned
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "message too large"));
     }
     let length = u32::try_from(body.len()).map_err(io::Error::other)?.to_le_bytes();
-    let raw: Vec<_> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
-    let rights = [ControlMessage::ScmRights(&raw)];
-    let control = if raw.is_empty() { &[][..] } else { &rights[..] };
-    let sent = sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(&length)], control, MsgFlags::MSG_NOSIGNAL, None)?;
+    let descriptors: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
+    let sent = rights::send(socket, &[IoSlice::new(&length)], &descriptors)?;
     socket.write_all(&length[sent..])?;
     socket.write_all(&body)
 }
 
 fn receive<T: DeserializeOwned>(mut socket: &UnixStream) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
     let mut length = [0u8; 4];
-    let mut space = nix::cmsg_space!([i32; DESCRIPTORS_SENT_MAX]);
-    let mut parts = [IoSliceMut::new(&mut length)];
-    let flags = MsgFlags::MSG_CMSG_CLOEXEC;
-    let message = recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut space), flags)?;
-    let received = message.bytes;
-    let mut descriptors = Vec::new();
-    for control in message.cmsgs()? {
-        if let ControlMessageOwned::ScmRights(raw) = control {
-            // SAFETY: the kernel has just made these descriptors for us; nobody else owns them.
-            descriptors.extend(raw.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
-        }
-    }
+    let (received, descriptors) = rights::receive(socket, &mut length)?;
     if received == 0 {
         return Ok(None);
     }

@@ -26,6 +26,7 @@ mod mounts;
 mod plan;
 mod privileges;
 mod probe;
+mod rights;
 mod root;
 mod seccomp;
 mod set_up;

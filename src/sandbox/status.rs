@@ -2,22 +2,17 @@
 //!
 //! One message per packet. The socket closes by itself when Node starts; until then its silence means that the child works on.
 
-use std::io::{self, IoSlice, IoSliceMut};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{
-    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg, setsockopt,
-    socketpair, sockopt,
-};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socketpair, sockopt};
 use nix::sys::time::TimeVal;
 
-use super::egress;
+use super::{egress, rights};
 
 const MESSAGE_BYTES_MAX: usize = 1024;
-/// What decides about connections, and where names are asked.
-const DESCRIPTORS_MAX: usize = 3;
 /// The whole set-up takes about 2 ms. One that hangs (a file system that does not answer) must not hold up the broker for ever.
 const SILENCE_MAX: Duration = Duration::from_secs(5);
 
@@ -64,18 +59,15 @@ impl Speaker {
     }
 
     fn say(&self, kind: u8, text: &[u8], descriptors: &[&OwnedFd]) -> io::Result<()> {
-        let raw: Vec<_> = descriptors.iter().map(|descriptor| descriptor.as_raw_fd()).collect();
-        let rights = [ControlMessage::ScmRights(&raw)];
-        let control = if raw.is_empty() { &[][..] } else { &rights[..] };
         let kind = [kind];
-        let parts = [IoSlice::new(&kind), IoSlice::new(text)];
-        sendmsg::<()>(self.0.as_raw_fd(), &parts, control, MsgFlags::MSG_NOSIGNAL, None)?;
+        let descriptors: Vec<_> = descriptors.iter().map(|descriptor| descriptor.as_fd()).collect();
+        rights::send(&self.0, &[IoSlice::new(&kind), IoSlice::new(text)], &descriptors)?;
         Ok(())
     }
 
     /// Whether the broker is there. Asked after PDEATHSIG was set, so that its death in between is not missed.
     pub(super) fn is_heard(&self) -> bool {
-        let mut polled = [PollFd::new(std::os::fd::AsFd::as_fd(&self.0), PollFlags::empty())];
+        let mut polled = [PollFd::new(self.0.as_fd(), PollFlags::empty())];
         !matches!(poll(&mut polled, PollTimeout::ZERO), Ok(ready) if ready > 0)
     }
 }
@@ -87,17 +79,7 @@ impl Hearer {
     /// Nothing came for [`SILENCE_MAX`].
     pub(super) fn next(&self) -> io::Result<Said> {
         let mut text = [0u8; MESSAGE_BYTES_MAX];
-        let mut space = nix::cmsg_space!([i32; DESCRIPTORS_MAX]);
-        let mut parts = [IoSliceMut::new(&mut text)];
-        let message = recvmsg::<()>(self.0.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
-        let length = message.bytes;
-        let mut descriptors: Vec<OwnedFd> = Vec::new();
-        for control in message.cmsgs()? {
-            if let ControlMessageOwned::ScmRights(raw) = control {
-                // SAFETY: the kernel has just made these descriptors for us; nobody else owns them.
-                descriptors.extend(raw.into_iter().map(|raw| unsafe { OwnedFd::from_raw_fd(raw) }));
-            }
-        }
+        let (length, mut descriptors) = rights::receive(&self.0, &mut text)?;
         let failed = || Said::Failed(String::from_utf8_lossy(text.get(1..length).unwrap_or_default()).into_owned());
         Ok(match text[..length].first() {
             None => Said::Nothing,

@@ -1,13 +1,13 @@
 //! What the broker tells the supervisor: one JSON message per packet, with the descriptors that go along.
 
-use std::io::{self, IoSlice, IoSliceMut};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 use serde::{Deserialize, Serialize};
 
 use super::policy::Policy;
 use super::resolver::Sockets;
+use crate::sandbox::rights;
 
 /// Some thousand rules. A socket's default send buffer takes it.
 const MESSAGE_BYTES_MAX: usize = 128 << 10;
@@ -33,31 +33,19 @@ pub(super) fn send(socket: BorrowedFd<'_>, request: &Request, descriptors: Optio
     if body.len() > MESSAGE_BYTES_MAX {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "egress policy too large"));
     }
-    let mut raw = Vec::new();
+    let mut sent = Vec::new();
     if let Some(Descriptors { listener, resolver }) = descriptors {
-        raw.push(listener.as_raw_fd());
-        raw.extend(resolver.iter().flat_map(|sockets| [sockets.udp.as_raw_fd(), sockets.tcp.as_raw_fd()]));
+        sent.push(listener.as_fd());
+        sent.extend(resolver.iter().flat_map(|sockets| [sockets.udp.as_fd(), sockets.tcp.as_fd()]));
     }
-    let rights = [ControlMessage::ScmRights(&raw)];
-    let control = if raw.is_empty() { &[][..] } else { &rights[..] };
-    sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(&body)], control, MsgFlags::MSG_NOSIGNAL, None)?;
+    rights::send(socket, &[IoSlice::new(&body)], &sent)?;
     Ok(())
 }
 
 /// `None` when the broker closed its end.
 pub(super) fn receive(socket: BorrowedFd<'_>) -> io::Result<Option<(Request, Vec<OwnedFd>)>> {
     let mut body = vec![0; MESSAGE_BYTES_MAX];
-    let mut space = nix::cmsg_space!([i32; DESCRIPTORS_MAX]);
-    let mut parts = [IoSliceMut::new(&mut body)];
-    let message = recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
-    let received = message.bytes;
-    let mut descriptors = Vec::new();
-    for control in message.cmsgs()? {
-        if let ControlMessageOwned::ScmRights(raw) = control {
-            // SAFETY: the kernel has just made these descriptors for us; nobody else owns them.
-            descriptors.extend(raw.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
-        }
-    }
+    let (received, descriptors) = rights::receive(socket, &mut body)?;
     if received == 0 {
         return Ok(None);
     }
