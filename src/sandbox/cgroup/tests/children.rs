@@ -9,7 +9,6 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, Pid, fork, getpid};
 
-use super::wait_until;
 use crate::sandbox::cgroup::{Entry, Group};
 
 /// `linux/sched.h`. libc's constant of this name is an `int`, which it does not fit into.
@@ -44,8 +43,11 @@ fn raw_fork(into: Option<&OwnedFd>) -> i64 {
 
 /// Starts a child in the group as the broker would. It does `deed` and exits with what that returns. It has entered on return.
 pub(super) fn start(group: &Group, deed: fn() -> i32) -> Pid {
+    let (mut entered, ours) = io::pipe().unwrap();
     let pid = start_by(&group.entry(true).unwrap(), deed);
-    wait_until("entry", || !group.is_empty().unwrap() || !is_alive(pid));
+    drop(ours);
+    // It closes its copy once it is in every hierarchy: one that it is not in yet could be removed under it.
+    entered.read_to_end(&mut Vec::new()).unwrap();
     pid
 }
 
