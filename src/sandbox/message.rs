@@ -76,7 +76,10 @@ pub(super) enum Reply {
 pub(super) fn send_all(socket: &UnixStream, queue: &mpsc::Receiver<(Request, Vec<OwnedFd>)>) {
     while let Ok((request, descriptors)) = queue.recv() {
         if let Err(err) = send(socket, &request, &descriptors) {
-            tracing::error!(%err, "failed to send to the sandbox broker");
+            // That it is gone, the receiving side tells, if it went by itself: what comes too late at the end of a service is no error.
+            if !matches!(err.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) {
+                tracing::error!(%err, "failed to send to the sandbox broker");
+            }
             return;
         }
         // The descriptors close here: from now on only the child holds its ends.
