@@ -6,8 +6,8 @@
 //! Facts come from the kernel's `Documentation/admin-guide/cgroup-v2.rst` and `cgroup-v1/*.rst` beside it, or were measured where it says so.
 //!
 //! One group's life: [`Cgroups::create`], then [`Group::entry`] as the child starts, [`Group::set_limits`] as a reserve worker
-//! gets its app, [`Group::kill`] until [`Group::is_empty`], [`Group::usage`], [`Group::remove`]. For the single-threaded broker: nothing
-//! here waits, except [`Cgroups::open`] and [`Cgroups::close`], which may take a while and say how long.
+//! gets its app, [`Group::kill`] until its processes are gone, [`Group::usage`], and it is removed when dropped. For the single-threaded
+//! broker: nothing here waits, except [`Cgroups::open`] and [`Cgroups::close`], which may take a while and say how long.
 
 mod files;
 mod mounts;
@@ -347,7 +347,7 @@ impl Group {
         self.leaf().enter(pid)
     }
 
-    /// Kills everything in it. Returns at once; call it again every few milliseconds until [`Group::is_empty`] says so.
+    /// Kills everything in it. Returns at once; call it again every few milliseconds until it is empty.
     ///
     /// Lifts the CPU quota first: a throttled process gets its signal only when it runs next, and a `while (true)` under 50 % took
     /// 50 ms to die where 4 ms are enough. The group cannot be used again: nothing can fork in it any more.
