@@ -1,18 +1,22 @@
 # Each target does all of its own set-up on a machine with Rust, Node.js >= 20 with npm, and a C compiler.
 
-.PHONY: demo test test-shim lint doc bench check-tools
+.PHONY: demo test test-shim test-isolation lint doc bench check-tools
 
 ## Publish examples/login into a service of its own, invoke its functions, show what happened.
 demo: check-tools
 	cargo build --locked --bin chatfn
 	cargo run --locked --quiet --bin chatfn -- demo examples/login
 
-## All tests: the shim's, then the crate's (unit, architecture, end to end).
+## All tests: the shim's, then the crate's (unit, architecture, end to end, attacks).
 test: check-tools test-shim
 	cargo test --locked
 
 test-shim: check-tools
 	node --test node-shim/test/*.test.js
+
+## Those tests that attack the service as a tenant, in every mode that this machine has; as root, for all of them.
+test-isolation: check-tools
+	cargo test --locked --test isolation
 
 ## What CI refuses: formatting, lints, broken documentation.
 lint: check-tools

@@ -19,7 +19,7 @@ use chatfn::proto::{self, invoke_response::Outcome};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
-use tonic::transport::Channel;
+use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
 /// The blocking trigger, and a non-blocking one.
@@ -60,6 +60,18 @@ impl TestServer {
     }
 
     async fn started(command: Command, data: Arc<TempDir>, settings: Vec<String>) -> Self {
+        let started = Self::reached(command, data, settings, async |endpoint| endpoint.connect().await).await;
+        started.unwrap_or_else(|log| panic!("the service did not start: {log:?}"))
+    }
+
+    /// Any command that ends up as the service, reached by a connection of the caller's making. `Err`: what it said if it did not
+    /// start.
+    pub async fn reached(
+        command: Command,
+        data: Arc<TempDir>,
+        settings: Vec<String>,
+        connect: impl AsyncFnOnce(Endpoint) -> Result<Channel, tonic::transport::Error>,
+    ) -> Result<Self, Vec<String>> {
         let (mut process, log) = spawn(command);
         let stdout = process.stdout.take().expect("piped");
         let first_line = tokio::task::spawn_blocking(move || {
@@ -69,11 +81,13 @@ impl TestServer {
         let line = first_line.await.expect("reads").expect("stdout");
         let Some(address) = line.trim().strip_prefix("chatfn listens on ") else {
             let _ = process.wait();
-            panic!("the service did not start: {:?}", log.lock().expect("log"));
+            wait_until("it says why", async || !log.lock().expect("log").is_empty()).await;
+            let said = log.lock().expect("log").clone();
+            return Err(said);
         };
         let address = address.to_owned();
-        let channel = Channel::from_shared(address.clone()).expect("address").connect().await.expect("connects");
-        Self { process, address, channel, data, settings, log, expected: Vec::new() }
+        let channel = connect(Channel::from_shared(address.clone()).expect("address")).await.expect("connects");
+        Ok(Self { process, address, channel, data, settings, log, expected: Vec::new() })
     }
 
     /// Started in its data directory without `--config`, so with the `chatfn.toml` there, and with these variables.
