@@ -168,7 +168,8 @@ impl Broker {
         if let Some(group) = &mut running.group {
             group.set_limits(&group_limits(limits))?;
         }
-        attach(&running.pidfd, mounts)?;
+        let namespace = running.mounts.take().ok_or_else(|| io::Error::other("it has all that it can be given"))?;
+        attach(&namespace, mounts)?;
         self.launcher.let_out(running, network)
     }
 

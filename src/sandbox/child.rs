@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::ffi::CString;
+use std::fs::File;
 use std::io;
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -81,6 +82,11 @@ fn take_place(plan: &Plan<'_>, status: &Speaker) -> Result<Vec<OwnedFd>, String>
     // 5. A root of its own, and what is in it.
     let mut resolver = Vec::new();
     if let Layout::Root(root) = plan.layout {
+        if spec.network == Network::Nothing {
+            // By the host's /proc, and while we may: others' namespaces take CAP_SYS_PTRACE, which the broker may lack.
+            let namespace = File::open("/proc/self/ns/mnt").map_err(at("open its mount namespace"))?;
+            status.mounts(&namespace.into()).map_err(at("hand over its mount namespace"))?;
+        }
         let owner = plan.user.as_ref().map(User::identity);
         root.enter(spec.profile, &spec.mounts, spec.limits.tmp_bytes, owner.as_ref()).map_err(at("make its root"))?;
         resolver = set_up_network(&spec.network, status).map_err(at("set up its network"))?;

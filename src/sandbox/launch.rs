@@ -54,6 +54,8 @@ pub(super) struct Running {
     pub(super) group: Option<Group>,
     /// Asks about its connections; with the supervisor as soon as it may have any.
     connects: Option<egress::Descriptors>,
+    /// Where it can be shown more, once: see [`super::Child::attach`].
+    pub(super) mounts: Option<OwnedFd>,
     /// Where the service answers npm, until it was handed on.
     pub(super) listener: Option<OwnedFd>,
 }
@@ -177,7 +179,8 @@ impl Launcher {
             Cloned::Parent { pid, pidfd } => (pid, pidfd),
         };
         drop((plan, speaker));
-        let mut running = Running { id, pid, pidfd, end, user, group: None, connects: None, listener: None };
+        let mut running =
+            Running { id, pid, pidfd, end, user, group: None, connects: None, mounts: None, listener: None };
         match hear(&hearer, &mut running) {
             Ok(()) => Ok(running),
             Err(err) => {
@@ -312,6 +315,7 @@ fn hear(hearer: &status::Hearer, running: &mut Running) -> io::Result<()> {
             Said::Failed(problem) => return Err(io::Error::other(problem)),
             Said::Listener(listener) => running.listener = Some(listener),
             Said::Connects(connects) => running.connects = Some(connects),
+            Said::Mounts(mounts) => running.mounts = Some(mounts),
         }
     }
 }

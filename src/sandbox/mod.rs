@@ -373,7 +373,7 @@ impl Child {
     }
 
     /// Shows a running child more directories, gives it the limits it is to have from now on, and lets it reach what `network` says.
-    /// For a child that was started without: it cannot lose what it has.
+    /// Once, for a child in a root of its own that was started with [`Network::Nothing`]: it cannot lose what it has.
     ///
     /// # Errors
     /// A directory could not be attached; end the child then, it may have been given a part.

@@ -48,7 +48,7 @@ impl Profile {
 /// What a child can reach. Without a network namespace of its own, Landlock's port rules are all that holds it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Network {
-    /// Nothing but itself.
+    /// Nothing but itself. For now: such a child can be given more, see [`super::Child::attach`].
     Nothing,
     /// What the policy lets it, each connection being made for it.
     Egress(egress::Policy),

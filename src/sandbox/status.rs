@@ -19,6 +19,7 @@ const SILENCE_MAX: Duration = Duration::from_secs(5);
 const FAILED: u8 = b'F';
 const LISTENER: u8 = b'L';
 const CONNECTS: u8 = b'C';
+const MOUNTS: u8 = b'M';
 
 /// The child's end.
 pub(super) struct Speaker(OwnedFd);
@@ -32,6 +33,8 @@ pub(super) enum Said {
     Listener(OwnedFd),
     /// Who holds these decides about its connections.
     Connects(egress::Descriptors),
+    /// Its mount namespace, to be shown more in.
+    Mounts(OwnedFd),
     /// Node has started, or nothing is left of the child.
     Nothing,
 }
@@ -56,6 +59,10 @@ impl Speaker {
     pub(super) fn connects(&self, listener: &OwnedFd, resolver: &[OwnedFd]) -> io::Result<()> {
         let descriptors: Vec<_> = [listener].into_iter().chain(resolver).collect();
         self.say(CONNECTS, &[], &descriptors)
+    }
+
+    pub(super) fn mounts(&self, namespace: &OwnedFd) -> io::Result<()> {
+        self.say(MOUNTS, &[], &[namespace])
     }
 
     fn say(&self, kind: u8, text: &[u8], descriptors: &[&OwnedFd]) -> io::Result<()> {
@@ -85,6 +92,7 @@ impl Hearer {
             None => Said::Nothing,
             Some(&LISTENER) => descriptors.pop().map_or_else(failed, Said::Listener),
             Some(&CONNECTS) => egress::Descriptors::from_received(descriptors).map_or_else(failed, Said::Connects),
+            Some(&MOUNTS) => descriptors.pop().map_or_else(failed, Said::Mounts),
             Some(_) => failed(),
         })
     }
