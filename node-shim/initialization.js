@@ -5,7 +5,8 @@ const { awaitable, freeze, mapSet, monotonic } = require('./primordials.js');
 const channel = require('./channel.js');
 const { createShared } = require('./context.js');
 const { describe, encodeFailure } = require('./failure.js');
-const { HandlerNotFound, findHandler, initializationValue, prepare } = require('./loader.js');
+const { HandlerNotFound, enter, findHandler, initializationValue, prepare } = require('./loader.js');
+const { addEnvironment } = require('./surroundings.js');
 const { quote } = require('./text.js');
 
 /** @typedef {import('./failure.js').Failure} Failure */
@@ -13,7 +14,7 @@ const { quote } = require('./text.js');
 /** @typedef {{ triggerType: string, blocking: boolean, name: string } & import('./loader.js').Source} FunctionSpec */
 /**
  * @typedef {{
- *   appId: string, version: number, concurrency: number,
+ *   appId: string, version: number, directory: string, environment: Record<string, string>, concurrency: number,
  *   init: import('./loader.js').Source | null, functions: FunctionSpec[],
  *   limits: { resultBytesMax: number } & import('./logs.js').Limits,
  * }} Params
@@ -36,7 +37,9 @@ async function initialize(idJson, params, onLoaded) {
   const at = { idJson, phase: /** @type {'init' | 'load'} */ ('init'), file: '' };
   loading = at;
   try {
-    const { init, functions: specs } = params;
+    const { directory, environment, init, functions: specs } = params;
+    enter(directory);
+    addEnvironment(environment);
     const loadInit = init === null ? null : prepare(init);
     const loads = specs.map(prepare); // Before any tenant code.
     /** @type {unknown} */

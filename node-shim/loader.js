@@ -1,5 +1,5 @@
 'use strict';
-// Loads tenants' modules by kind and finds what to call in them. Paths count from where the process started.
+// Loads tenants' modules by kind and finds what to call in them. Paths count from the version's directory: see `enter`.
 
 const { createRequire } = require('node:module');
 const path = require('node:path');
@@ -10,9 +10,19 @@ const { IntrinsicError, apply, awaitable, join, keys } = require('./primordials.
 /** @typedef {{ file: string, kind: Kind }} Source */
 
 const LOADING = '__chatfnLoading';
-const root = process.cwd();
-// Not the shim's own `require`: a tenant's `module.parent` leads to the module this one belongs to.
-const requireFromRoot = createRequire(path.join(root, 'chatfn.js'));
+let root = '';
+/** Not the shim's own `require`: a tenant's `module.parent` leads to the module this one belongs to. @type {NodeJS.Require} */
+let requireFromRoot;
+
+/**
+ * Makes this the working directory. Not done at the start: a worker in reserve learns only now whose it is.
+ * @param {string} directory the version's
+ */
+function enter(directory) {
+  process.chdir(directory);
+  root = directory;
+  requireFromRoot = createRequire(path.join(root, 'chatfn.js'));
+}
 
 /**
  * Resolves the path up front: initialization scripts may `chdir`. The exports come boxed, lest an object with a `then` is
@@ -79,4 +89,4 @@ async function initializationValue(exports) {
   return { value: value === undefined ? exports : value };
 }
 
-module.exports = { HandlerNotFound, findHandler, initializationValue, prepare };
+module.exports = { HandlerNotFound, enter, findHandler, initializationValue, prepare };

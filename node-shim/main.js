@@ -2,7 +2,7 @@
 // What runs in a worker's process: takes requests from the service (PROTOCOL.md) and runs the tenant's functions.
 // Start reading at `dispatch`; one invocation is followed in invocation.js.
 
-const { hasOwn, isArray, isInteger, mapGet, monotonic, parse, reallyExit } = require('./primordials.js');
+const { hasOwn, isArray, isInteger, keys, mapGet, monotonic, parse, reallyExit } = require('./primordials.js');
 const channel = require('./channel.js');
 const { captureConsole } = require('./console.js');
 const deadline = require('./deadline.js');
@@ -98,9 +98,12 @@ function shutdown(idJson) {
 /** @param {any} params @returns {string | null} */
 function initializeProblem(params) {
   if (!isRecord(params)) return 'params must be an object';
-  const { appId, version, concurrency, init, functions, limits } = params;
+  const { appId, version, directory, environment, concurrency, init, functions, limits } = params;
   if (typeof appId !== 'string') return 'appId must be a string';
   if (!isInteger(version)) return 'version must be an integer';
+  if (typeof directory !== 'string') return 'directory must be a string';
+  if (!isRecord(environment)) return 'environment must be an object';
+  for (const name of keys(environment)) if (typeof environment[name] !== 'string') return `environment.${name} must be a string`;
   if (!isInteger(concurrency) || concurrency < 1) return 'concurrency must be a positive integer';
   if (init !== null && !isSource(init)) return 'init must be null or {file, kind}';
   if (!isArray(functions)) return 'functions must be an array';

@@ -1,5 +1,5 @@
 'use strict';
-// Takes the shim out of what tenant code can look at: it should see a process in which nothing but its own files was loaded.
+// What tenant code finds around it. It should see a process in which nothing but its own files was loaded, and that was started for it.
 
 const { syncBuiltinESMExports } = require('node:module');
 const os = require('node:os');
@@ -24,4 +24,9 @@ function hideShim() {
   Error.stackTraceLimit = 30;
 }
 
-module.exports = { hideShim, showCpus };
+/** @param {Record<string, string>} environment what the app has beyond what every worker has */
+function addEnvironment(environment) {
+  for (const [name, value] of Object.entries(environment)) process.env[name] = value;
+}
+
+module.exports = { addEnvironment, hideShim, showCpus };

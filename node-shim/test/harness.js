@@ -15,8 +15,8 @@ const frame = (message) => {
 };
 
 class Worker {
-  /** @param {import('node:test').TestContext} t @param {Record<string, string>} files @param {object} env */
-  constructor(t, files = {}, env = {}) {
+  /** @param {import('node:test').TestContext} t @param {Record<string, string>} files */
+  constructor(t, files = {}) {
     this.directory = fs.mkdtempSync(path.join(os.tmpdir(), 'chatfn-shim-'));
     for (const [name, text] of Object.entries(files)) {
       const file = path.join(this.directory, name);
@@ -24,8 +24,8 @@ class Worker {
       fs.writeFileSync(file, text);
     }
     this.child = spawn(process.execPath, [MAIN], {
-      cwd: this.directory,
-      env: { PATH: process.env.PATH, ...env },
+      cwd: '/', // As a worker in reserve, which has no files of an app's yet.
+      env: { PATH: process.env.PATH },
       stdio: ['ignore', 'pipe', 'pipe', 'pipe', 'pipe'],
     });
     t.after(async () => {
@@ -100,7 +100,8 @@ class Worker {
 
   initialize(params = {}) {
     return this.request('initialize', {
-      appId: 'app1', version: 7, concurrency: 1, init: null, functions: [], ...params, limits: { ...LIMITS, ...params.limits },
+      appId: 'app1', version: 7, directory: this.directory, environment: {}, concurrency: 1, init: null, functions: [],
+      ...params, limits: { ...LIMITS, ...params.limits },
     });
   }
 
@@ -125,9 +126,9 @@ class Worker {
 const fn = (file, kind = 'cjs', more = {}) => ({ triggerType: 'UserSentMessage', blocking: true, name: 'F', file, kind, ...more });
 
 /** A worker with one function, whose CommonJS source is given, ready to be invoked. */
-async function serve(t, source, { env, files, ...params } = {}) {
-  const worker = new Worker(t, { 'f.js': source, ...files }, env);
-  const reply = await worker.initialize({ functions: [fn('f.js')], ...params });
+async function serve(t, source, { env = {}, files, ...params } = {}) {
+  const worker = new Worker(t, { 'f.js': source, ...files });
+  const reply = await worker.initialize({ environment: env, functions: [fn('f.js')], ...params });
   if (reply.error) throw new Error(JSON.stringify(reply.error));
   return worker;
 }

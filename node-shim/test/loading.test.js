@@ -1,6 +1,7 @@
 'use strict';
 const { test } = require('node:test');
 const assert = require('node:assert/strict');
+const path = require('node:path');
 const { Worker, fn, serve } = require('./harness.js');
 
 const FORMS = {
@@ -26,6 +27,25 @@ for (const [name, [kind, source]] of Object.entries(FORMS)) {
     assert.deepEqual(await worker.outcome({ n: 41 }), { value: 42 });
   });
 }
+
+test('the directory and the environment are there before any tenant code, as if the process had been started with them', async (t) => {
+  const worker = await serve(t, `
+    const seen = [process.cwd(), process.env.SECRET, new Date(0).getHours(), require('fs').readFileSync('data.txt', 'utf8')];
+    exports.handleEvent = (e, { env, initialization }) => [seen, initialization, env.SECRET, require.resolve('./f.js')];`, {
+    env: { SECRET: 's3', TZ: 'Asia/Tokyo' },
+    init: { file: 'init.js', kind: 'cjs' },
+    files: { 'init.js': 'module.exports = () => [process.cwd(), process.env.SECRET];', 'data.txt': 'text' },
+  });
+  const { directory } = worker;
+  const { value } = await worker.outcome();
+  assert.deepEqual(value, [[directory, 's3', 9, 'text'], [directory, 's3'], 's3', path.join(directory, 'f.js')]);
+});
+
+test('a directory that is not there fails the initialization', async (t) => {
+  const worker = new Worker(t, { 'f.js': 'exports.handleEvent = () => 1' });
+  const { error } = await worker.initialize({ directory: '/nowhere', functions: [fn('f.js')] });
+  assert.deepEqual([error.code, error.data.failure.code], [-32000, 'ENOENT']);
+});
 
 test('require finds the project\'s files and dependencies, and shares one cache', async (t) => {
   const worker = await serve(t, `

@@ -42,6 +42,8 @@ test('requests out of order or unknown are refused with the codes of JSON-RPC', 
   const worker = new Worker(t, { 'f.js': ECHO });
   assert.equal((await worker.invoke()).error.code, -32600);
   assert.equal((await worker.request('initialize', { appId: 1 })).error.code, -32602);
+  const numbers = await worker.initialize({ environment: { A: '1', B: 2 } });
+  assert.deepEqual([numbers.error.code, numbers.error.message], [-32602, 'environment.B must be a string']);
   await worker.initialize({ functions: [fn('f.js')] });
   assert.equal((await worker.initialize()).error.code, -32600);
   assert.equal((await worker.request('reboot', {})).error.code, -32601);

@@ -72,6 +72,11 @@ impl Config {
         let directories: Vec<&Path> = directories.iter().map(PathBuf::as_path).collect();
         Paths::new(&directories, &self.sandbox.seen(&Mount::read_only(&self.shim, SHIM)), renamed)
     }
+
+    /// Where a worker of this program sees the version's files.
+    fn directory(&self, program: &Program) -> PathBuf {
+        self.sandbox.seen(&program.mounts()[0])
+    }
 }
 
 /// What a worker is to run: one version.
@@ -83,6 +88,7 @@ pub struct Program {
     pub directory: PathBuf,
     /// The installed dependencies.
     pub layer: Option<PathBuf>,
+    /// Publishing refused names that steer Node or its loader.
     pub environment: BTreeMap<String, String>,
     pub init: Option<Module>,
     pub functions: Vec<FunctionModule>,
@@ -253,8 +259,8 @@ fn spec(config: &Config, program: &Program, scratch: Option<&Path>) -> Spec {
     Spec {
         profile: if limits.subprocesses { Profile::WorkerWithSubprocesses } else { Profile::Worker },
         args: vec![format!("--max-old-space-size={heap_mib}"), main.display().to_string()],
-        environment: environment(config, program, scratch),
-        directory: config.sandbox.seen(&program.mounts()[0]),
+        environment: environment(config, scratch),
+        directory: config.directory(program),
         mounts: program.mounts().into_iter().chain([shim]).collect(),
         scratch: scratch.map(Path::to_owned),
         limits: sandbox::Limits {
@@ -280,18 +286,16 @@ impl Program {
     }
 }
 
-/// The allow-list, then the app's own. Publishing refused names that steer the loader.
-fn environment(config: &Config, program: &Program, scratch: Option<&Path>) -> BTreeMap<String, String> {
+/// What every worker has. The app's own comes with `initialize`.
+fn environment(config: &Config, scratch: Option<&Path>) -> BTreeMap<String, String> {
     let node_directory = config.sandbox.node_seen(&config.node).parent().unwrap_or(Path::new("/usr/bin")).display();
     let scratch = scratch.unwrap_or(Path::new("/tmp")).display().to_string();
-    let mut environment = BTreeMap::from([
+    BTreeMap::from([
         ("PATH".to_owned(), format!("{node_directory}:/usr/local/bin:/usr/bin:/bin")),
         ("HOME".to_owned(), scratch.clone()),
         ("TMPDIR".to_owned(), scratch),
         ("LANG".to_owned(), "C.UTF-8".to_owned()),
         ("TZ".to_owned(), "UTC".to_owned()),
         ("NODE_ENV".to_owned(), "production".to_owned()),
-    ]);
-    environment.extend(program.environment.clone());
-    environment
+    ])
 }

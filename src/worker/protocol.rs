@@ -1,6 +1,7 @@
 //! The messages of `node-shim/PROTOCOL.md`. Tenants' JSON passes through as raw text; everything from a worker is untrusted.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -26,6 +27,8 @@ struct Message<'a, P> {
 pub struct Initialize {
     pub app_id: String,
     pub version: u64,
+    pub directory: String,
+    pub environment: BTreeMap<String, String>,
     pub concurrency: u32,
     pub init: Option<Module>,
     pub functions: Vec<FunctionModule>,

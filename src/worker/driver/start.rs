@@ -21,6 +21,8 @@ impl Driver {
         let params = protocol::Initialize {
             app_id: self.program.app.to_string(),
             version: self.program.version.0,
+            directory: self.config.directory(&self.program).display().to_string(),
+            environment: self.program.environment.clone(),
             concurrency: self.program.limits.concurrency,
             init: self.program.init.clone(),
             functions: self.program.functions.clone(),
