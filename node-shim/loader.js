@@ -14,6 +14,11 @@ let root = '';
 /** Not the shim's own `require`: a tenant's `module.parent` leads to the module this one belongs to. @type {NodeJS.Require} */
 let requireFromRoot;
 
+/** What Node does when a program first imports a module of either kind takes longer than most of what else a start does. */
+async function warmUp() {
+  await import('./specimen.mjs');
+}
+
 /**
  * Makes this the working directory. Not done at the start: a worker in reserve learns only now whose it is.
  * @param {string} directory the version's
@@ -89,4 +94,4 @@ async function initializationValue(exports) {
   return { value: value === undefined ? exports : value };
 }
 
-module.exports = { HandlerNotFound, enter, findHandler, initializationValue, prepare };
+module.exports = { HandlerNotFound, enter, findHandler, initializationValue, prepare, warmUp };

@@ -11,6 +11,7 @@ const { failure } = require('./failure.js');
 const faults = require('./faults.js');
 const { initialize } = require('./initialization.js');
 const { begin, createInvocation, fail } = require('./invocation.js');
+const { warmUp } = require('./loader.js');
 const logs = require('./logs.js');
 const scope = require('./scope.js');
 const { hideShim, showCpus } = require('./surroundings.js');
@@ -130,9 +131,14 @@ const isRecord = (value) => typeof value === 'object' && value !== null && !isAr
 /** @param {any} object @param {string} key */
 const own = (object, key) => (hasOwn(object, key) ? object[key] : undefined);
 
-captureConsole();
-faults.install();
-showCpus();
-hideShim();
-channel.listen(dispatch);
-channel.notify('ready', `{"node":${quote(process.version)}}`);
+async function start() {
+  captureConsole();
+  faults.install();
+  showCpus();
+  if (process.argv[2] === 'reserve') await warmUp();
+  hideShim();
+  channel.listen(dispatch);
+  channel.notify('ready', `{"node":${quote(process.version)}}`);
+}
+
+void start();

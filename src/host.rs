@@ -29,6 +29,7 @@ const CHECK_MEMORY_BYTES: u64 = 256 << 20;
 #[derive(RustEmbed)]
 #[folder = "node-shim"]
 #[include = "*.js"]
+#[include = "*.mjs"]
 #[exclude = "test/*"]
 struct Shim;
 

@@ -15,15 +15,15 @@ const frame = (message) => {
 };
 
 class Worker {
-  /** @param {import('node:test').TestContext} t @param {Record<string, string>} files */
-  constructor(t, files = {}) {
+  /** @param {import('node:test').TestContext} t @param {Record<string, string>} files @param {string[]} args */
+  constructor(t, files = {}, args = []) {
     this.directory = fs.mkdtempSync(path.join(os.tmpdir(), 'chatfn-shim-'));
     for (const [name, text] of Object.entries(files)) {
       const file = path.join(this.directory, name);
       fs.mkdirSync(path.dirname(file), { recursive: true });
       fs.writeFileSync(file, text);
     }
-    this.child = spawn(process.execPath, [MAIN], {
+    this.child = spawn(process.execPath, [MAIN, ...args], {
       cwd: '/', // As a worker in reserve, which has no files of an app's yet.
       env: { PATH: process.env.PATH },
       stdio: ['ignore', 'pipe', 'pipe', 'pipe', 'pipe'],

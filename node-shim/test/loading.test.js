@@ -41,6 +41,20 @@ test('the directory and the environment are there before any tenant code, as if 
   assert.deepEqual(value, [[directory, 's3', 9, 'text'], [directory, 's3'], 's3', path.join(directory, 'f.js')]);
 });
 
+test('a worker that waited in reserve shows nothing of that', async (t) => {
+  const look = `({ argv: process.argv.length, main: process.mainModule === undefined })`;
+  const worker = new Worker(t, {
+    'f.mjs': `import dep from './dep.cjs'; export const handleEvent = () => [dep, ${look}];`,
+    'g.js': `exports.handleEvent = () => [Object.keys(require.cache), ${look}];`,
+    'dep.cjs': 'module.exports = 1;',
+  }, ['reserve']);
+  assert.equal((await worker.initialize({ functions: [fn('f.mjs', 'esm'), { ...fn('g.js'), triggerType: 'G' }] })).error, undefined);
+  const fresh = { argv: 1, main: true };
+  assert.deepEqual(await worker.outcome(), { value: [1, fresh] });
+  const { value } = await worker.outcome({}, { triggerType: 'G' });
+  assert.deepEqual([value[0].filter((file) => !file.startsWith(worker.directory)), value[1]], [[], fresh]);
+});
+
 test('a directory that is not there fails the initialization', async (t) => {
   const worker = new Worker(t, { 'f.js': 'exports.handleEvent = () => 1' });
   const { error } = await worker.initialize({ directory: '/nowhere', functions: [fn('f.js')] });
