@@ -69,6 +69,8 @@ pub struct Config {
     /// A worker idle for longer ends.
     #[serde(with = "duration")]
     pub idle_ttl: Duration,
+    /// Workers that wait, started but for no app yet: a cold start takes one of them and a few milliseconds. 0: all start afresh.
+    pub reserve_workers: usize,
     /// A worker older is replaced.
     #[serde(with = "duration")]
     pub worker_age_max: Duration,
@@ -211,6 +213,7 @@ impl Default for Config {
             ready_timeout: Duration::from_secs(5),
             init_timeout: Duration::from_secs(10),
             idle_ttl: Duration::from_secs(600),
+            reserve_workers: 2,
             worker_age_max: Duration::from_secs(3600),
             worker_jobs_max: 100_000,
             worker_memory_percent_max: 80,

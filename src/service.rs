@@ -93,6 +93,7 @@ impl Service {
             node_version.clone(),
             pool_settings(config),
             budget.clone(),
+            &reserve_settings(config),
         )
         .await?;
         let enqueued = Arc::new(Notify::new());
@@ -322,6 +323,12 @@ fn announce(config: &Config, address: SocketAddr, has_token: bool, memory_budget
             "isolation: --insecure-no-sandbox: tenants' code can do all that this user can: run trusted code only"
         );
     }
+    if config.reserve_workers > 0 && !isolation.mode.has_root() {
+        let mode = isolation.mode;
+        tracing::info!(
+            "reserve: off, as a running worker cannot be given an app's files in mode {mode}: all start afresh"
+        );
+    }
     if !has_token {
         tracing::warn!(
             "open: no operator_token_file is set, so everybody on this machine may publish and run code here"
@@ -362,6 +369,14 @@ fn pool_settings(config: &Config) -> pool::Settings {
         worker_age_max: config.worker_age_max,
         worker_jobs_max: config.worker_jobs_max,
         worker_memory_percent_max: config.worker_memory_percent_max,
+    }
+}
+
+fn reserve_settings(config: &Config) -> pool::ReserveSettings {
+    pool::ReserveSettings {
+        workers: config.reserve_workers,
+        idle_ttl: config.idle_ttl,
+        worker_age_max: config.worker_age_max,
     }
 }
 

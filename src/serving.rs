@@ -10,7 +10,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::artifacts::{self, Artifacts, Manifest};
 use crate::model::{AppId, Version, VersionNumber, VersionState};
-use crate::pool::{self, Figures, MemoryBudget, Pool};
+use crate::pool::{self, Figures, MemoryBudget, Pool, Reserve, ReserveSettings};
 use crate::store::{self, Store};
 use crate::worker::{self, Lookup, Paths, Program, Renamed};
 
@@ -53,6 +53,7 @@ struct Shared {
     node_version: String,
     settings: pool::Settings,
     budget: MemoryBudget,
+    reserve: Reserve,
     routes: Mutex<Routes>,
     /// One load at a time: a burst on a cold app makes one pool. Held also while something is forgotten, so that a load that read
     /// the store before a deletion cannot bring it back.
@@ -86,7 +87,7 @@ struct Live {
 }
 
 impl Serving {
-    /// Reads which versions are active. Their pools start with the first invocation.
+    /// Reads which versions are active. Their pools start with the first invocation; the reserve starts now.
     ///
     /// # Errors
     /// The store cannot be read.
@@ -97,13 +98,32 @@ impl Serving {
         node_version: String,
         settings: pool::Settings,
         budget: MemoryBudget,
+        reserve: &ReserveSettings,
     ) -> Result<Self, Error> {
         let active = store.active_versions().await?.into_iter().collect();
         let routes = Mutex::new(Routes { active, ..Routes::default() });
         let (loading, supervisors) = (tokio::sync::Mutex::new(()), TaskTracker::new());
         let kill = CancellationToken::new();
-        let shared =
-            Shared { store, artifacts, workers, node_version, settings, budget, routes, loading, supervisors, kill };
+        let (reserve, keeper) = Reserve::start(Arc::clone(&workers), reserve, &budget, kill.clone());
+        let keeper = tokio::spawn(keeper);
+        supervisors.spawn(async move {
+            if let Err(err) = keeper.await {
+                tracing::error!(%err, "the reserve's keeper panicked");
+            }
+        });
+        let shared = Shared {
+            store,
+            artifacts,
+            workers,
+            node_version,
+            settings,
+            budget,
+            reserve,
+            routes,
+            loading,
+            supervisors,
+            kill,
+        };
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -217,7 +237,8 @@ impl Serving {
             routes.kill.entry(version.app.clone()).or_insert_with(|| shared.kill.child_token()).child_token()
         };
         let (workers, settings, budget) = (Arc::clone(&shared.workers), &shared.settings, shared.budget.clone());
-        let (pool, supervisor) = Pool::start(workers, Arc::new(program), settings, budget, kill.clone());
+        let reserve = shared.reserve.clone();
+        let (pool, supervisor) = Pool::start(workers, Arc::new(program), settings, budget, reserve, kill.clone());
         let (app, number) = (version.app.clone(), version.number);
         let served = Arc::new(Served { version, pool, used: Mutex::new(Instant::now()) });
         let ended = CancellationToken::new();
@@ -319,6 +340,7 @@ impl Serving {
             sum.counts.retiring += figures.counts.retiring;
             sum.counts.waiting += figures.counts.waiting;
             sum.started_total += figures.started_total;
+            sum.from_reserve_total += figures.from_reserve_total;
             sum.failed_total += figures.failed_total;
             sum.pids.extend(figures.pids);
         }
@@ -339,7 +361,7 @@ impl Serving {
         }
     }
 
-    /// Ends every worker, for good. On return no child of any pool is alive.
+    /// Ends every worker, for good. On return no child of any pool is alive, and none of the reserve's.
     pub async fn stop(&self) {
         self.shared.kill.cancel();
         self.shared.supervisors.close();

@@ -414,6 +414,7 @@ pub(super) fn app(app: App, figures: Figures, queue: QueueFigures) -> proto::App
             workers_started_total: figures.started_total,
             workers_failed_total: figures.failed_total,
             worker_pids: figures.pids,
+            workers_from_reserve_total: figures.from_reserve_total,
         }),
         queue: Some(proto::QueueFigures { queued: queue.queued, running: queue.running, dead: queue.dead }),
         settings: Some(proto::AppSettings {

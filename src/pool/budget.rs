@@ -111,6 +111,10 @@ impl Reservation {
         self.note_leaving(&mut shared.books(), Instant::now());
     }
 
+    pub fn is_leaving(&self) -> bool {
+        self.leaving
+    }
+
     /// Whether its idle worker has to end for callers elsewhere; if so it counts as leaving at once, so that no other worker ends for
     /// the same bytes. `kept`: it is one of the pool's `workers_min`.
     pub fn give_way(&mut self, kept: bool, now: Instant) -> bool {
@@ -162,6 +166,12 @@ impl Account {
         books.wanted -= had;
         self.shared.note(&mut books, Instant::now());
         Some(Reservation { shared: Arc::clone(&self.shared), bytes, leaving: false })
+    }
+
+    /// What is left, or soon will be, beyond what callers wait for.
+    pub fn left(&self) -> u64 {
+        let books = self.shared.books();
+        self.shared.limit.saturating_sub(books.used - books.leaving + books.wanted)
     }
 
     /// Says for how many workers of so many bytes callers wait; replaces what was said before. No more than the budget could ever

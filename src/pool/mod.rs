@@ -1,10 +1,12 @@
 //! The pool: one version's workers, kept warm and handed out by lease.
 //!
 //! [`Pool`] is the handle; the [`supervisor`] task owns the workers; [`state`] decides. Follow one lease: [`Pool::acquire`] →
-//! `state::Event::Acquire` → `Action::Grant` → [`Lease::run`] → `Event::Released`. Knows no gRPC, no store and no active version.
+//! `state::Event::Acquire` → `Action::Grant` → [`Lease::run`] → `Event::Released`. Workers that wait for whoever needs one first are in
+//! the [`reserve`], which all pools share. Knows no gRPC, no store and no active version.
 
 mod budget;
 mod lease;
+mod reserve;
 mod state;
 mod supervisor;
 
@@ -20,6 +22,7 @@ use crate::worker::{self, Program, StartError};
 
 pub use budget::MemoryBudget;
 pub use lease::{Lease, Request};
+pub use reserve::{Reserve, Settings as ReserveSettings};
 pub use state::{Counts, Refusal};
 
 use state::{Policy, WaiterId};
@@ -60,6 +63,8 @@ pub struct Figures {
     pub counts: Counts,
     pub pids: Vec<u32>,
     pub started_total: u64,
+    /// Of those: how many came from the reserve.
+    pub from_reserve_total: u64,
     pub failed_total: u64,
 }
 
@@ -78,6 +83,7 @@ impl Pool {
         program: Arc<Program>,
         settings: &Settings,
         budget: MemoryBudget,
+        reserve: Reserve,
         kill: CancellationToken,
     ) -> (Self, tokio::task::JoinHandle<()>) {
         let limits = &program.limits;
@@ -92,7 +98,7 @@ impl Pool {
             memory_bytes_max: limits.memory_bytes / 100 * settings.worker_memory_percent_max,
         };
         let (commands, receiver) = mpsc::channel(COMMANDS_QUEUED_MAX);
-        let supervisor = Supervisor::new(workers, program, policy, budget, receiver, kill);
+        let supervisor = Supervisor::new(workers, program, policy, (budget, reserve), receiver, kill);
         let task = tokio::spawn(supervisor.run());
         (Self { commands, next_waiter: Arc::default() }, task)
     }

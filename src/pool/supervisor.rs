@@ -9,11 +9,12 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
-use crate::worker::{self, Program, StartError, Worker};
+use crate::worker::{self, Program, Spare, StartError, Worker};
 
 use super::Figures;
 use super::budget::{Account, MemoryBudget, Purpose, Reservation};
 use super::lease::{Lease, Released};
+use super::reserve::{Reserve, UnderWay};
 use super::state::{Action, Event, LeaseId, Policy, Refusal, State, WaiterId, WorkerId};
 
 /// How exactly times to live are kept.
@@ -36,7 +37,7 @@ pub(super) enum Command {
 #[derive(Debug)]
 enum News {
     Spawned(Worker),
-    Ready(Duration),
+    Ready { took: Duration, from_reserve: bool },
     StartFailed(StartError),
 }
 
@@ -62,12 +63,15 @@ pub(super) struct Supervisor {
     /// Each returns when its worker's task has ended: not before the process is gone.
     reservations: HashMap<WorkerId, Reservation>,
     account: Account,
+    reserve: Reserve,
     freed: watch::Receiver<u64>,
     short: watch::Receiver<u64>,
     kill: CancellationToken,
     retired: bool,
     killed: bool,
-    totals: (u64, u64),
+    started_total: u64,
+    from_reserve_total: u64,
+    failed_total: u64,
 }
 
 impl Supervisor {
@@ -75,7 +79,7 @@ impl Supervisor {
         workers: Arc<worker::Config>,
         program: Arc<Program>,
         policy: Policy,
-        budget: MemoryBudget,
+        (budget, reserve): (MemoryBudget, Reserve),
         commands: mpsc::Receiver<Command>,
         kill: CancellationToken,
     ) -> Self {
@@ -97,12 +101,15 @@ impl Supervisor {
             workers_by_task: HashMap::new(),
             reservations: HashMap::new(),
             account,
+            reserve,
             freed,
             short,
             kill,
             retired: false,
             killed: false,
-            totals: (0, 0),
+            started_total: 0,
+            from_reserve_total: 0,
+            failed_total: 0,
         }
     }
 
@@ -186,15 +193,16 @@ impl Supervisor {
                 self.running.insert(id, Running { worker, init_time: Duration::ZERO });
                 None
             }
-            News::Ready(init_time) => {
-                self.totals.0 += 1;
+            News::Ready { took, from_reserve } => {
+                self.started_total += 1;
+                self.from_reserve_total += u64::from(from_reserve);
                 if let Some(running) = self.running.get_mut(&id) {
-                    running.init_time = init_time;
+                    running.init_time = took;
                 }
                 Some(Event::Ready { worker: id })
             }
             News::StartFailed(failure) => {
-                self.totals.1 += 1;
+                self.failed_total += 1;
                 Some(Event::StartFailed { worker: id, failure })
             }
         }
@@ -246,11 +254,8 @@ impl Supervisor {
                     let (app, version) = (&self.program.app, &self.program.version);
                     tracing::debug!(%app, %version, ?wear, "a worker is worn: another one starts in its place");
                 }
-                let purpose = if self.state.counts().waiting > 0 { Purpose::Call } else { Purpose::Spare };
-                match self.account.reserve(self.program.limits.memory_bytes, purpose) {
-                    Some(reservation) => self.start(worker, reservation),
-                    None => return Some(Event::NoMemory { worker }),
-                }
+                let Some((spare, reservation)) = self.provide() else { return Some(Event::NoMemory { worker }) };
+                self.start(worker, spare, reservation);
             }
             Action::Grant { waiter, worker, lease, cold } => return self.grant(waiter, worker, lease, cold),
             Action::Refuse { waiter, refusal } => {
@@ -270,11 +275,28 @@ impl Supervisor {
         None
     }
 
-    fn start(&mut self, id: WorkerId, reservation: Reservation) {
+    /// Memory for a worker, with one of the reserve's in it where that is of use to somebody who waits, or there is no other.
+    fn provide(&mut self) -> Option<(Option<Spare>, Reservation)> {
+        let limits = &self.program.limits;
+        let (account, reserve) = (&mut self.account, &self.reserve);
+        let taken = || reserve.take(limits).map(|(spare, reservation)| (Some(spare), reservation));
+        if self.state.counts().waiting > 0 {
+            return taken().or_else(|| Some((None, account.reserve(limits.memory_bytes, Purpose::Call)?)));
+        }
+        let free = account.reserve(limits.memory_bytes, Purpose::Spare).map(|reservation| (None, reservation));
+        let provided = free.or_else(taken);
+        if provided.is_none() {
+            reserve.give_up(limits.memory_bytes, account.left());
+        }
+        provided
+    }
+
+    fn start(&mut self, id: WorkerId, spare: Option<Spare>, reservation: Reservation) {
         let config = Arc::clone(&self.workers);
         let program = Arc::clone(&self.program);
         let news = self.news_sender.clone();
-        let task = self.tasks.spawn(live(config, program, news, id));
+        let under_way = self.reserve.start_begins(&self.program.limits);
+        let task = self.tasks.spawn(live(config, program, news, id, spare, under_way));
         self.workers_by_task.insert(task.id(), id);
         self.reservations.insert(id, reservation);
     }
@@ -306,36 +328,59 @@ impl Supervisor {
         Figures {
             counts: self.state.counts(),
             pids: self.running.values().map(|running| running.worker.pid()).collect(),
-            started_total: self.totals.0,
-            failed_total: self.totals.1,
+            started_total: self.started_total,
+            from_reserve_total: self.from_reserve_total,
+            failed_total: self.failed_total,
         }
     }
 }
 
-/// One worker's life, seen from outside.
-async fn live(config: Arc<worker::Config>, program: Arc<Program>, news: mpsc::Sender<(WorkerId, News)>, id: WorkerId) {
-    let started = Instant::now();
-    let (worker, starting) = match Worker::spawn(config, Arc::clone(&program)).await {
-        Ok(spawned) => spawned,
-        Err(err) => {
-            tracing::error!(app = %program.app, version = %program.version, %err, "failed to start a worker");
-            let _ = news.send((id, News::StartFailed(err))).await;
-            return;
+/// One worker's life, seen from outside. `under_way` until it is ready, or cannot be.
+async fn live(
+    config: Arc<worker::Config>,
+    program: Arc<Program>,
+    news: mpsc::Sender<(WorkerId, News)>,
+    id: WorkerId,
+    mut spare: Option<Spare>,
+    under_way: UnderWay,
+) {
+    let began = Instant::now();
+    let (app, version) = (&program.app, &program.version);
+    let failed = loop {
+        let from_reserve = spare.is_some();
+        let started = match spare.take() {
+            Some(spare) => Worker::assign(Arc::clone(&config), Arc::clone(&program), spare).await,
+            None => Worker::spawn(Arc::clone(&config), Arc::clone(&program)).await,
+        };
+        let failed = match started {
+            Ok((worker, starting)) => {
+                let _ = news.send((id, News::Spawned(worker.clone()))).await;
+                let ready = starting.ready().await;
+                if ready.is_ok() {
+                    let took = began.elapsed();
+                    tracing::debug!(%app, %version, pid = worker.pid(), from_reserve, ?took, "a worker is ready");
+                    let _ = news.send((id, News::Ready { took, from_reserve })).await;
+                    drop(under_way);
+                    return worker.ended().await;
+                }
+                worker.ended().await;
+                ready.err()
+            }
+            Err(err) => Some(err),
+        };
+        match failed {
+            // None of the tenant's code has run, or it would not be called broken.
+            Some(StartError::Broken(reason)) if from_reserve => {
+                tracing::warn!(%app, %version, reason, "a worker in reserve was of no use: another one starts afresh");
+            }
+            failed => break failed,
         }
     };
-    let _ = news.send((id, News::Spawned(worker.clone()))).await;
-    let failed = match starting.ready().await {
-        Ok(_) => {
-            let _ = news.send((id, News::Ready(started.elapsed()))).await;
-            None
-        }
-        Err(err) => Some(err),
-    };
-    worker.ended().await;
-    // Told also when it was stopped before it was ready: a worker that forges its way there must meet the backoff.
+    // Told also when it was stopped before it was ready, and not before it has ended: a worker that forges its way there must meet the
+    // backoff.
     if let Some(err) = failed {
         if matches!(err, StartError::Broken(_)) {
-            tracing::warn!(app = %program.app, version = %program.version, %err, "a worker did not start");
+            tracing::warn!(%app, %version, %err, "a worker did not start");
         }
         let _ = news.send((id, News::StartFailed(err))).await;
     }

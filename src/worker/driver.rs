@@ -19,7 +19,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::codec::{Decoder, Encoder};
 
 use crate::model::{FailureKind, FunctionFailure, InvocationId, LogLevel, LogSource, Outcome, TriggerType};
-use crate::sandbox::{Child, Exit};
+use crate::sandbox::{Child, Exit, Pipes};
 
 use super::logs::{Budget, Origin, Sink};
 use super::protocol::{self, Inbound, Response};
@@ -123,13 +123,13 @@ impl Driver {
     pub(super) fn new(
         config: Arc<Config>,
         program: Arc<Program>,
-        mut child: Child,
+        (child, pipes): (Child, Pipes),
         scratch: Option<TempDir>,
         commands: mpsc::Receiver<Command>,
         started: Started,
     ) -> Option<Self> {
         let spawned = Instant::now();
-        let io = Io::new(child.take_pipes()?, config.result_bytes_max + ENVELOPE_BYTES)?;
+        let io = Io::new(pipes, config.result_bytes_max + ENVELOPE_BYTES)?;
         let sink = Sink::new(config.logs.clone(), &program, &config.log_limits);
         let idle_budget = Budget::new(&config.log_limits);
         let phase = Phase::Booting { deadline: spawned + config.ready_timeout, started };

@@ -1,6 +1,6 @@
 //! One worker: a Node process that was initialized with one version, and the task that owns it.
 //!
-//! [`Worker::spawn`] spawns the process; [`Starting::ready`] resolves once its initialization script ran and every function loaded. From then on the
+//! [`Worker::spawn`] spawns the process, [`Worker::assign`] makes one of a [`Spare`]; [`Starting::ready`] resolves once its initialization script ran and every function loaded. From then on the
 //! [`driver`] task alone talks to it, signals it and waits for it; a [`Worker`] is a handle to that task. Knows no pool: when an
 //! invocation is truly over the driver calls the job's `on_free`, and when the process is gone it resolves [`Worker::ended`].
 
@@ -10,12 +10,14 @@ mod driver;
 mod logs;
 mod paths;
 mod protocol;
+mod spare;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use tempfile::TempDir;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 
@@ -24,12 +26,13 @@ use crate::model::{
     AppId, FailureKind, FunctionFailure, FunctionModule, InvocationId, Limits, LogLine, Module, Outcome, RawJson,
     TriggerType, VersionNumber,
 };
-use crate::sandbox::{self, Mount, Network, Profile, Sandbox, Spec};
+use crate::sandbox::{self, Child, Mount, Network, Pipes, Profile, Sandbox, Spec};
 
 pub use codec::{FrameCodec, FrameError};
 pub use logs::LogLimits;
 pub use paths::{Lookup, Paths, Renamed};
 pub use protocol::Usage;
+pub use spare::{Class, Spare};
 
 /// More would only wait inside Node; the pool never leases more than `limits.concurrency`.
 const COMMANDS_QUEUED_MAX: usize = 128;
@@ -195,13 +198,45 @@ impl Worker {
                 Some(made.map_err(|err| broken("make a temporary directory", &err))?)
             }
         };
-        let spec = spec(&config, &program, scratch.as_ref().map(tempfile::TempDir::path));
-        let child = config.sandbox.spawn(spec).await.map_err(|err: sandbox::Error| broken("spawn", &err))?;
+        let spec = spec(&config, &program.limits, Some(&program), scratch.as_ref().map(TempDir::path));
+        let mut child = config.sandbox.spawn(spec).await.map_err(|err: sandbox::Error| broken("spawn", &err))?;
+        let pipes = child.take_pipes().ok_or_else(|| broken("spawn", &"the child has no pipes"))?;
+        Self::drive(config, program, (child, pipes), scratch)
+    }
+
+    /// Makes a spare the program's worker, for good. As [`Worker::spawn`] otherwise.
+    ///
+    /// # Errors
+    /// The program's files could not be attached. Nothing is left of the spare.
+    ///
+    /// # Cancel safety
+    /// Dropping the future, or both of what it returns, ends the process.
+    pub async fn assign(
+        config: Arc<Config>,
+        program: Arc<Program>,
+        spare: Spare,
+    ) -> Result<(Self, Starting), StartError> {
+        let Spec { mounts, limits, network, .. } = spec(&config, &program.limits, Some(&program), None);
+        // The shim it has.
+        let own = mounts.into_iter().filter(|mount| mount.target != Path::new(SHIM)).collect();
+        if let Err(err) = spare.child.attach(own, limits, network).await {
+            spare.end().await;
+            return Err(StartError::Broken(err.to_string()));
+        }
+        Self::drive(config, program, (spare.child, spare.pipes), None)
+    }
+
+    fn drive(
+        config: Arc<Config>,
+        program: Arc<Program>,
+        (child, pipes): (Child, Pipes),
+        scratch: Option<TempDir>,
+    ) -> Result<(Self, Starting), StartError> {
         let pid = child.pid();
         let (commands, receiver) = mpsc::channel(COMMANDS_QUEUED_MAX);
         let (ended_sender, ended) = watch::channel(false);
         let (started, start) = oneshot::channel();
-        let driver = driver::Driver::new(config, program, child, scratch, receiver, started)
+        let driver = driver::Driver::new(config, program, (child, pipes), scratch, receiver, started)
             .ok_or_else(|| StartError::Broken("the child has no pipes".to_owned()))?;
         tokio::spawn(async move {
             driver.run().await;
@@ -250,18 +285,20 @@ impl Worker {
     }
 }
 
-/// What a worker of this version is started with.
-fn spec(config: &Config, program: &Program, scratch: Option<&Path>) -> Spec {
+/// What a worker is started with. Without a program: one in reserve.
+fn spec(config: &Config, limits: &Limits, program: Option<&Program>, scratch: Option<&Path>) -> Spec {
     let shim = Mount::read_only(&config.shim, SHIM);
-    let limits = &program.limits;
     let heap_mib = limits.memory_bytes.saturating_sub(NOT_HEAP_BYTES).max(64 << 20) >> 20;
     let main = config.sandbox.seen(&shim).join("main.js");
+    let mut args = vec![format!("--max-old-space-size={heap_mib}"), main.display().to_string()];
+    args.extend(program.is_none().then(|| "reserve".to_owned()));
     Spec {
         profile: if limits.subprocesses { Profile::WorkerWithSubprocesses } else { Profile::Worker },
-        args: vec![format!("--max-old-space-size={heap_mib}"), main.display().to_string()],
+        args,
         environment: environment(config, scratch),
-        directory: config.directory(program),
-        mounts: program.mounts().into_iter().chain([shim]).collect(),
+        // The mount point, where nothing is mounted yet.
+        directory: program.map_or_else(|| APP.into(), |program| config.directory(program)),
+        mounts: program.map(Program::mounts).into_iter().flatten().chain([shim]).collect(),
         scratch: scratch.map(Path::to_owned),
         limits: sandbox::Limits {
             memory_bytes: limits.memory_bytes,
@@ -273,7 +310,8 @@ fn spec(config: &Config, program: &Program, scratch: Option<&Path>) -> Spec {
             file_bytes: limits.tmp_bytes,
             cpu_time: None,
         },
-        network: Network::Egress(config.egress.policy(&program.app, &limits.egress)),
+        network: program
+            .map_or(Network::Nothing, |program| Network::Egress(config.egress.policy(&program.app, &limits.egress))),
         protocol: true,
     }
 }

@@ -24,6 +24,7 @@ mod pool;
 mod privileges;
 mod publish;
 mod publish_request;
+mod reserve;
 mod settings;
 mod shutdown;
 mod smoke;
