@@ -235,7 +235,8 @@ impl TestServer {
 
     /// Processes of this service's workers and installs, by its data directory's name.
     pub fn worker_processes(&self) -> Vec<u32> {
-        processes_of(self.data.path()).into_iter().filter(|pid| !HELPERS.contains(&name_of(*pid).as_str())).collect()
+        let helps = |pid: &u32| HELPERS.contains(&name_of(*pid).as_str());
+        processes_of(self.data.path()).into_iter().filter(|pid| !helps(pid) && !is_spare(*pid)).collect()
     }
 }
 
@@ -284,6 +285,13 @@ const HELPERS: [&str; 2] = ["chatfn-broker", "chatfn-egress"];
 /// Empty: it is gone.
 pub fn name_of(pid: u32) -> String {
     std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim_end().to_owned()
+}
+
+/// Whether it waits in reserve, or is the init of one that does: it sees the shim, and nothing of an app's.
+pub fn is_spare(pid: u32) -> bool {
+    let mounts = std::fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
+    let shows = |target: &str| mounts.lines().any(|line| line.split(' ').nth(4) == Some(target));
+    shows("/shim") && !shows("/app")
 }
 
 /// Processes with this directory in their command line, their environment or their mounts, the service itself excluded.

@@ -6,18 +6,14 @@ use chatfn::proto;
 use serde_json::json;
 use tokio::task::JoinSet;
 
-use crate::harness::{Answered, LOGIN, TestApp, TestServer, processes_of, wait_until};
+use crate::harness::{Answered, LOGIN, TestApp, TestServer, is_spare, name_of, processes_of, wait_until};
 use crate::publish_request::Publish;
 
 const WORKER_BYTES: u64 = 256 << 20;
 
 /// Of those that wait: Node as it was started for the reserve, with nothing of an app's to see.
 fn spares(server: &TestServer) -> Vec<u32> {
-    let waits = |pid: &u32| {
-        let read = |file: &str| std::fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
-        let shows_app = read("mountinfo").lines().any(|line| line.split(' ').nth(4) == Some("/app"));
-        read("cmdline").ends_with("main.js\0reserve\0") && !shows_app
-    };
+    let waits = |pid: &u32| name_of(*pid) == "node" && is_spare(*pid);
     processes_of(server.data()).into_iter().filter(waits).collect()
 }
 
