@@ -1,6 +1,7 @@
 //! Through the front door: the real binary, real gRPC, real Node, real npm.
 
 mod activation;
+mod cgroup;
 mod commands;
 mod concurrent;
 mod crash;
