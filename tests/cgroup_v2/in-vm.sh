@@ -45,5 +45,8 @@ grep "Linux 6.12; this kernel has ABI" /tmp/doctor.txt || { cat /tmp/doctor.txt;
 
 step "a service and its tenants"
 e2e --test-threads=1 cgroup:: privileges::the_kernel || failed "end to end"; left
+step "an attack on memory"
+ISOLATION_TEST_ADDON=/work/addon.node ISOLATION_TEST_MODES=full CHATFN_READY_TIMEOUT=1m CHATFN_INIT_TIMEOUT=1m isolation \
+    --test-threads=1 resources::memory_is_limited::full || failed "attacks"; left
 echo; echo "took $(cut -d' ' -f1 /proc/uptime) s"
 exit $status

@@ -1,7 +1,7 @@
 //! The modes, and a service in each.
 //!
 //! `full` is shown as root, the others as a user without privileges, which root can become here. A mode that the machine lacks is
-//! skipped with the service's own reason, on the test's stderr; so is said which modes ran. With `CHATFN_TEST_MODES=full,userns`
+//! skipped with the service's own reason, on the test's stderr; so is said which modes ran. With `ISOLATION_TEST_MODES=full,userns`
 //! those must run.
 
 use std::collections::BTreeSet;
@@ -98,7 +98,7 @@ impl Mode {
     }
 
     pub fn skip(self, reason: &str) {
-        let demanded = std::env::var("CHATFN_TEST_MODES").unwrap_or_default();
+        let demanded = std::env::var("ISOLATION_TEST_MODES").unwrap_or_default();
         assert!(!demanded.split(',').any(|mode| mode == self.as_str()), "mode {self:?} must run here, but: {reason}");
         self.say_once(&format!("skipped, because {reason}"));
     }

@@ -16,9 +16,9 @@ in_every_mode! {
 }
 
 /// Of every function here that does not come to an end by itself.
-const TIMEOUT: Duration = Duration::from_secs(2);
-/// From the timeout to the answer, on a shared machine.
-const ANSWERED_WITHIN: Duration = Duration::from_secs(1);
+const TIMEOUT: Duration = Duration::from_secs(4);
+/// Tells an answer from a hang, on a shared machine, be it an emulated one.
+const ANSWERED_WITHIN: Duration = Duration::from_secs(15);
 
 /// The attacker, with a deadline, and somebody else.
 async fn with_neighbour(
@@ -46,7 +46,7 @@ async fn memory_is_limited(mode: Mode) {
     let before = neighbour.pool().await.worker_pids;
     // First, in a worker that has nothing yet. Temporary files are memory too, where they are no files on a disk: together with Buffers
     // they are more than the limit.
-    let both = json!({ "tmp_bytes": 120 << 20, "buffers_bytes": 60 << 20 });
+    let both = json!({ "tmp_bytes": 120 << 20, "buffers_bytes": 90 << 20 });
     let outcome = tenant.attempt("files_and_buffers", both).await;
     match mode {
         Mode::Full => {
