@@ -1,6 +1,6 @@
 # Each target does all of its own set-up on a machine with Rust, Node.js >= 20 with npm, and a C compiler.
 
-.PHONY: demo test test-shim test-isolation test-cgroup-v2 lint doc bench check-tools
+.PHONY: demo test test-shim test-isolation test-cgroup-v2 check-aarch64 lint doc bench check-tools
 
 ## Publish examples/login into a service of its own, invoke its functions, show what happened.
 demo: check-tools
@@ -26,6 +26,10 @@ test-cgroup-v2: check-tools
 lint: check-tools
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
+
+## Lints for the other architecture; takes `rustup target add aarch64-unknown-linux-gnu` and gcc-aarch64-linux-gnu.
+check-aarch64: check-tools
+	CC_aarch64_unknown_linux_gnu=aarch64-linux-gnu-gcc cargo clippy --locked --lib --bin chatfn --target aarch64-unknown-linux-gnu -- -D warnings
 
 doc: check-tools
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items

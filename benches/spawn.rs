@@ -1,8 +1,7 @@
 //! What confinement costs: a plain `node` beside one in each mode that works on this machine, in one run and taking turns, so that
 //! whatever else the machine does hits all of them alike. `cargo bench --bench spawn -- 100` for medians of 100 instead of 30.
 //!
-//! Modes and not single layers: a mode is what a service runs in, and a switch for each layer would be code that only this needs.
-//! Everything goes through [`Sandbox`], as in the service.
+//! Everything goes through [`Sandbox`], as in the service, and as there each child tells what the steps of its start took: the layers.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -17,6 +16,7 @@ use bytes::BytesMut;
 use chatfn::config::Config;
 use chatfn::host::{Host, shim_directory};
 use chatfn::model::Mode;
+use chatfn::sandbox::costs::Costs;
 use chatfn::sandbox::egress::Policy;
 use chatfn::sandbox::egress::policy::Egress;
 use chatfn::sandbox::{self, Child, Limits, Mount, Network, Pipes, Profile, Sandbox, Settings, Spec};
@@ -42,7 +42,7 @@ const PROTOCOL: [i32; 2] = [3, 4];
 const PING: &str = r#"{"jsonrpc":"2.0","id":"ping","method":"ping"}"#;
 const APP: &str = "exports.handleEvent = async (event) => event;\n";
 const INITIALIZE: &str = r#"{"jsonrpc":"2.0","id":"init","method":"initialize","params":{
-    "appId":"bench","version":1,"concurrency":1,"init":null,
+    "appId":"bench","version":1,"directory":"DIRECTORY","environment":{},"concurrency":1,"init":null,
     "functions":[{"triggerType":"UserSentMessage","blocking":false,"name":"echo","file":"index.js","kind":"cjs"}],
     "limits":{"resultBytesMax":1048576,"logLinesMax":10,"logBytesMax":1024,"logLineBytesMax":256}}}"#;
 
@@ -78,6 +78,8 @@ struct Contestant {
     round_trip: Vec<Duration>,
     initialized: Vec<Duration>,
     assigned: Vec<Duration>,
+    /// Of each start.
+    costs: Vec<Costs>,
 }
 
 type Times = fn(&Contestant) -> &Vec<Duration>;
@@ -86,13 +88,14 @@ impl Contestant {
     fn new(name: &'static str, sandbox: Option<Sandbox>) -> Self {
         let attaches = sandbox.as_ref().is_some_and(|sandbox| sandbox.report().mode.has_root());
         let [started, first_byte, round_trip, initialized, assigned] = Default::default();
-        Self { name, sandbox, attaches, started, first_byte, round_trip, initialized, assigned }
+        Self { name, sandbox, attaches, started, first_byte, round_trip, initialized, assigned, costs: Vec::new() }
     }
 
     fn forget(&mut self) {
         for values in [&mut self.started, &mut self.first_byte, &mut self.initialized, &mut self.assigned] {
             values.clear();
         }
+        self.costs.clear();
     }
 }
 
@@ -129,6 +132,9 @@ impl Bench {
         worker.first_byte().await?;
         contestant.first_byte.push(begin.elapsed());
         contestant.started.push(started);
+        if let Process::Sandboxed(sandboxed) = &worker.process {
+            contestant.costs.push(sandboxed.0.costs().clone());
+        }
         worker.end().await
     }
 
@@ -187,7 +193,8 @@ impl Bench {
         let mut child = sandbox.spawn(self.files.spec(sandbox, with_app)).await?;
         let mut pipes = child.take_pipes().ok_or("no pipes")?;
         let (write, read) = pipes.protocol.take().ok_or("no protocol")?;
-        Ok(Worker::new(Process::Sandboxed(Box::new((child, pipes))), write, read))
+        let directory = sandbox.seen(&self.files.app());
+        Ok(Worker::new(directory, Process::Sandboxed(Box::new((child, pipes))), write, read))
     }
 
     fn report(&self, contestants: &[Contestant]) {
@@ -195,6 +202,7 @@ impl Bench {
         print_table(contestants, |sorted| sorted[sorted.len() / 2]);
         println!("\nthe least of each, which a busy machine disturbs less");
         print_table(contestants, |sorted| sorted[0]);
+        print_costs(contestants);
         println!(
             "\nexecuted: from the request until Node was executed, so all that the sandbox does. first byte, initialized: from the \
              request until the shim said `ready`, and until it answered `initialize`.\nassigned: a ready worker without an app is given \
@@ -234,8 +242,36 @@ fn print_table(contestants: &[Contestant], pick: fn(&[Duration]) -> Duration) {
     }
 }
 
+/// Medians of what each step took, in each mode; of a step that is not taken there, nothing.
+fn print_costs(contestants: &[Contestant]) {
+    let mut steps: Vec<&str> = Vec::new();
+    // The mode with the most steps last: theirs are in order.
+    for costs in contestants.iter().rev().filter_map(|contestant| contestant.costs.first()) {
+        for cost in &costs.0 {
+            if !steps.contains(&cost.step.as_str()) {
+                steps.push(&cost.step);
+            }
+        }
+    }
+    let sandboxed: Vec<_> = contestants.iter().filter(|contestant| contestant.sandbox.is_some()).collect();
+    println!("\nmedians of the steps before Node is executed, in ms");
+    println!("{:<24}{}", "", sandboxed.iter().map(|contestant| format!("{:>10}", contestant.name)).collect::<String>());
+    for step in steps {
+        let cell = |contestant: &&Contestant| {
+            let all = contestant.costs.iter().flat_map(|costs| &costs.0);
+            let mut took: Vec<_> = all.filter(|cost| cost.step == step).map(|cost| cost.took).collect();
+            took.sort();
+            let median = took.get(took.len() / 2).map(|took| format!("{:.3}", took.as_secs_f64() * 1000.0));
+            format!("{:>10}", median.as_deref().unwrap_or("–"))
+        };
+        println!("{step:<24}{}", sandboxed.iter().map(cell).collect::<String>());
+    }
+}
+
 /// A running shim.
 struct Worker {
+    /// Where it sees the app.
+    directory: PathBuf,
     process: Process,
     write: pipe::Sender,
     read: pipe::Receiver,
@@ -250,8 +286,8 @@ enum Process {
 }
 
 impl Worker {
-    fn new(process: Process, write: pipe::Sender, read: pipe::Receiver) -> Self {
-        Self { process, write, read, codec: FrameCodec::new(FRAME_BYTES_MAX), buffer: BytesMut::new() }
+    fn new(directory: PathBuf, process: Process, write: pipe::Sender, read: pipe::Receiver) -> Self {
+        Self { directory, process, write, read, codec: FrameCodec::new(FRAME_BYTES_MAX), buffer: BytesMut::new() }
     }
 
     async fn first_byte(&mut self) -> Result<()> {
@@ -262,7 +298,8 @@ impl Worker {
     }
 
     async fn initialize(&mut self) -> Result<()> {
-        let answer = timeout(START_MAX, self.ask(INITIALIZE)).await??;
+        let initialize = INITIALIZE.replace("DIRECTORY", &self.directory.display().to_string());
+        let answer = timeout(START_MAX, self.ask(&initialize)).await??;
         if answer.contains("\"result\"") { Ok(()) } else { Err(answer.into()) }
     }
 
@@ -345,6 +382,7 @@ impl Plain {
         }
         let (write, read) = (OwnedFd::from(write), OwnedFd::from(read));
         Ok(Worker::new(
+            files.app.clone(),
             Process::Plain(child?),
             pipe::Sender::from_owned_fd(write)?,
             pipe::Receiver::from_owned_fd(read)?,
@@ -416,9 +454,11 @@ impl Files {
         let main = sandbox.seen(&shim).join("main.js");
         let directory = if sandbox.report().mode.has_root() { Path::new("/app") } else { &self.app };
         let app = with_app.then(|| self.app());
+        let mut args = vec![HEAP.to_owned(), main.display().to_string()];
+        args.extend((!with_app).then(|| "reserve".to_owned()));
         Spec {
             profile: Profile::Worker,
-            args: vec![HEAP.to_owned(), main.display().to_string()],
+            args,
             environment: environment(),
             mounts: app.into_iter().chain([shim]).collect(),
             directory: directory.to_owned(),

@@ -153,9 +153,10 @@ impl Broker {
         match launched {
             Ok(mut running) => {
                 let pid = running.pid.as_raw().cast_unsigned();
+                let costs = std::mem::take(&mut running.costs);
                 let listener: Vec<OwnedFd> = running.listener.take().into_iter().collect();
                 self.children.insert(running.pid, running);
-                send_reply(&self.socket, &Reply::Started { id, pid }, &listener)
+                send_reply(&self.socket, &Reply::Started { id, pid, costs }, &listener)
             }
             Err(err) => send_reply(&self.socket, &Reply::NotStarted { id, reason: err.to_string() }, &[]),
         }

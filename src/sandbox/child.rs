@@ -37,14 +37,15 @@ pub const REGISTRY_PORT: u16 = 4873;
 const EXIT_NOT_STARTED: i32 = 111;
 
 /// Becomes Node, or says why not and ends.
-pub(super) fn become_node(plan: &Plan<'_>, status: Speaker) -> ! {
-    let Err(problem) = confine(plan, &status);
+pub(super) fn become_node(mut plan: Plan<'_>, status: Speaker) -> ! {
+    let Err(problem) = confine(&mut plan, &status);
     status.failed(&problem);
     // SAFETY: ends this copy without running what the original still needs: destructors, buffers.
     unsafe { libc::_exit(EXIT_NOT_STARTED) }
 }
 
-fn confine(plan: &Plan<'_>, status: &Speaker) -> Result<Infallible, String> {
+fn confine(plan: &mut Plan<'_>, status: &Speaker) -> Result<Infallible, String> {
+    plan.watch.lap("clone into namespaces");
     let resolver = take_place(plan, status)?;
     give_up_powers(plan, status)?;
     if let Become::Probe(attempt) = plan.become_ {
@@ -56,6 +57,8 @@ fn confine(plan: &Plan<'_>, status: &Speaker) -> Result<Infallible, String> {
     {
         status.connects(&connects, &resolver).map_err(at("hand over its connections"))?;
     }
+    plan.watch.lap("seccomp");
+    status.costs(plan.watch.costs()).map_err(at("tell what it took"))?;
     // 15. Become Node.
     match plan.become_ {
         Become::Node => execute(plan).map_err(at("execute Node")),
@@ -64,11 +67,12 @@ fn confine(plan: &Plan<'_>, status: &Speaker) -> Result<Infallible, String> {
 }
 
 /// Where it lives: what still takes privileges. Returns the sockets where it will look names up.
-fn take_place(plan: &Plan<'_>, status: &Speaker) -> Result<Vec<OwnedFd>, String> {
+fn take_place(plan: &mut Plan<'_>, status: &Speaker) -> Result<Vec<OwnedFd>, String> {
     let spec = plan.spec;
     // 1. Into its cgroup, by descriptors that the broker opened: everything from here on is counted.
     if let Some(entry) = &plan.entry {
         entry.enter_self().map_err(at("enter the cgroup"))?;
+        plan.watch.lap("enter its cgroup");
     }
     // 2. The kernel's choice when memory runs out: a child, never the service. Needs the host's /proc. Raising takes no privilege, but
     //    its own files there, which are root's while nobody may look into it, as into the broker.
@@ -79,6 +83,7 @@ fn take_place(plan: &Plan<'_>, status: &Speaker) -> Result<Vec<OwnedFd>, String>
     nix::sys::stat::umask(Permissions::S_IWGRP | Permissions::S_IWOTH);
     // 4. Its descriptors, before anything of the tenant's exists.
     arrange(&plan.stdio).map_err(at("arrange descriptors"))?;
+    plan.watch.lap("descriptors");
     // 5. A root of its own, and what is in it.
     let mut resolver = Vec::new();
     if let Layout::Root(root) = plan.layout {
@@ -89,8 +94,10 @@ fn take_place(plan: &Plan<'_>, status: &Speaker) -> Result<Vec<OwnedFd>, String>
         }
         let owner = plan.user.as_ref().map(User::identity);
         root.enter(spec.profile, &spec.mounts, spec.limits.tmp_bytes, owner.as_ref()).map_err(at("make its root"))?;
+        plan.watch.lap("root");
         resolver = set_up_network(&spec.network, status).map_err(at("set up its network"))?;
         nix::unistd::sethostname("sandbox").map_err(at("set its host name"))?;
+        plan.watch.lap("network");
     }
     std::env::set_current_dir(&spec.directory).map_err(at("enter its directory"))?;
     // 6. Node's file, by the path in the new root; then every other descriptor closes at exec.
@@ -100,19 +107,22 @@ fn take_place(plan: &Plan<'_>, status: &Speaker) -> Result<Vec<OwnedFd>, String>
 }
 
 /// What it must not be able to do any more, most general first.
-fn give_up_powers(plan: &Plan<'_>, status: &Speaker) -> Result<(), String> {
+fn give_up_powers(plan: &mut Plan<'_>, status: &Speaker) -> Result<(), String> {
     // 7. The files that Landlock is to know: in the new root, and while we may still walk to all of them.
     let landlock = plan.landlock.as_ref().map(Rules::prepare).transpose().map_err(at("prepare Landlock"))?;
+    plan.watch.lap("Landlock's rules");
     // 8. Limits, after the last step that opens a descriptor with a high number.
     let user_of_its_own = plan.user.as_ref().is_some_and(User::is_own);
     privileges::restrict(&plan.spec.limits, user_of_its_own).map_err(at("set its limits"))?;
     // 9. No privilege any more.
     let identity = plan.user.as_ref().map(User::identity);
     privileges::drop_all(identity.as_ref()).map_err(at("drop privileges"))?;
+    plan.watch.lap("limits and privileges");
     // 10. In its process namespace, process 1 is special: no signal without a handler reaches it, `abort` included, and it must reap
     //     those that lose their parent. Node is neither used to the one nor does it do the other.
     if plan.layout.is_root() {
         leave_init_behind(plan).map_err(at("start its init"))?;
+        plan.watch.lap("init");
     }
     // 11. Die with the parent. After the change of user, which clears it.
     prctl::set_pdeathsig(Signal::SIGKILL).map_err(at("bind its life to the broker's"))?;
@@ -124,6 +134,7 @@ fn give_up_powers(plan: &Plan<'_>, status: &Speaker) -> Result<(), String> {
     // 13. Landlock, before seccomp forbids its system calls.
     if let Some(landlock) = landlock {
         landlock.restrict().map_err(at("restrict itself by Landlock"))?;
+        plan.watch.lap("Landlock");
     }
     Ok(())
 }
@@ -172,7 +183,7 @@ fn raise_loopback() -> io::Result<()> {
     // SAFETY: `ifreq` is plain data for which all zeroes is a value.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
-        *to = from.cast_signed();
+        *to = libc::c_char::from_ne_bytes([*from]);
     }
     request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
     // SAFETY: a live socket, and the structure that this request takes.

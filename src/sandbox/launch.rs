@@ -16,6 +16,7 @@ use nix::unistd::{Pid, getegid, geteuid, pipe2};
 use super::cgroup::{self, Cgroups, Entry, Group};
 use super::child;
 use super::clone::{self, Cloned};
+use super::costs::{Costs, Stopwatch};
 use super::egress::{self, Supervisor};
 use super::message::ChildId;
 use super::plan::{self, Become, Layout, Plan, Stdio};
@@ -58,6 +59,7 @@ pub(super) struct Running {
     pub(super) mounts: Option<OwnedFd>,
     /// Where the service answers npm, until it was handed on.
     pub(super) listener: Option<OwnedFd>,
+    pub(super) costs: Costs,
 }
 
 impl Launcher {
@@ -85,9 +87,11 @@ impl Launcher {
     pub(super) fn launch(&mut self, id: ChildId, spec: &Spec, stdio: Stdio, become_: Become) -> io::Result<Running> {
         self.check_mounts(&spec.mounts)?;
         let user = self.take_user(spec)?;
+        let mut watch = Stopwatch::start();
         let started = self.create_group(id, &spec.limits).and_then(|group| {
+            watch.lap("make a cgroup");
             // If it fails, the group ends by being dropped.
-            let running = self.start(id, spec, stdio, user.clone(), group.as_ref(), become_)?;
+            let running = self.start(id, spec, stdio, (user.clone(), group.as_ref()), become_, watch)?;
             Ok(Running { group, ..running })
         });
         if started.is_err() {
@@ -144,9 +148,9 @@ impl Launcher {
         id: ChildId,
         spec: &Spec,
         stdio: Stdio,
-        user: Option<User>,
-        group: Option<&Group>,
+        (user, group): (Option<User>, Option<&Group>),
         become_: Become,
+        watch: Stopwatch,
     ) -> io::Result<Running> {
         let policy = plan::seccomp_policy(self.mode, spec.profile, self.supervisor.is_some());
         self.build_filters(policy)?;
@@ -168,19 +172,30 @@ impl Launcher {
                 .then(|| plan::landlock_rules(self.mode, spec, &self.settings.node, self.interpreter.as_deref())),
             filters: self.filters.get(&policy).filter(|_| self.mode != Mode::None),
             become_,
+            watch,
         };
         let (hearer, speaker) = status::pair()?;
         let namespaces = if self.mode.has_root() { clone::NAMESPACES } else { 0 };
         let (pid, pidfd) = match clone::clone(namespaces, born_in.as_ref().map(AsFd::as_fd))? {
             Cloned::Child => {
                 drop(hearer); // Its end in this copy would hide the broker's death.
-                child::become_node(&plan, speaker)
+                child::become_node(plan, speaker)
             }
             Cloned::Parent { pid, pidfd } => (pid, pidfd),
         };
         drop((plan, speaker));
-        let mut running =
-            Running { id, pid, pidfd, end, user, group: None, connects: None, mounts: None, listener: None };
+        let mut running = Running {
+            id,
+            pid,
+            pidfd,
+            end,
+            user,
+            group: None,
+            connects: None,
+            mounts: None,
+            listener: None,
+            costs: Costs::default(),
+        };
         match hear(&hearer, &mut running) {
             Ok(()) => Ok(running),
             Err(err) => {
@@ -316,6 +331,7 @@ fn hear(hearer: &status::Hearer, running: &mut Running) -> io::Result<()> {
             Said::Listener(listener) => running.listener = Some(listener),
             Said::Connects(connects) => running.connects = Some(connects),
             Said::Mounts(mounts) => running.mounts = Some(mounts),
+            Said::Costs(costs) => running.costs = costs,
         }
     }
 }

@@ -11,6 +11,7 @@ use std::sync::mpsc;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::costs::Costs;
 use super::rights;
 use super::settings::Settings;
 use super::spec::{Exit, Limits, Mount, Network, Spec};
@@ -56,6 +57,7 @@ pub(super) enum Reply {
     Started {
         id: ChildId,
         pid: u32,
+        costs: Costs,
     },
     NotStarted {
         id: ChildId,

@@ -17,6 +17,7 @@ mod broker;
 mod cgroup;
 mod child;
 mod clone;
+pub mod costs;
 pub mod egress;
 mod landlock;
 mod launch;
@@ -57,6 +58,7 @@ use tokio::net::unix::pipe;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
+use costs::Costs;
 use message::{ChildId, Reply, Request};
 
 use crate::model::Report;
@@ -109,6 +111,7 @@ struct Waiting {
 
 struct Started {
     pid: u32,
+    costs: Costs,
     listener: Option<OwnedFd>,
 }
 
@@ -215,6 +218,7 @@ impl Sandbox {
         let mut child = Child {
             id,
             pid: 0,
+            costs: Costs::default(),
             pipes: Some(pipes),
             listener: None,
             exit,
@@ -224,7 +228,9 @@ impl Sandbox {
         self.shared.request(Request::Spawn { id, spec: Box::new(spec) }, theirs)?;
         match start.await {
             Ok(Ok(started)) => {
+                tracing::debug!(pid = started.pid, costs = %started.costs, "a child has started");
                 child.pid = started.pid;
+                child.costs = started.costs;
                 child.listener = started.listener;
             }
             Ok(Err(reason)) => {
@@ -267,9 +273,9 @@ impl Shared {
         let mut waiting = self.waiting();
         match reply {
             Reply::Ready(_) | Reply::NotReady { .. } => {} // Said once, before this.
-            Reply::Started { id, pid } => {
+            Reply::Started { id, pid, costs } => {
                 if let Some(started) = waiting.starts.remove(&id) {
-                    let _ = started.send(Ok(Started { pid, listener: descriptors.into_iter().next() }));
+                    let _ = started.send(Ok(Started { pid, costs, listener: descriptors.into_iter().next() }));
                 }
             }
             Reply::Attached { id, problem } => {
@@ -348,6 +354,7 @@ impl Pipes {
 pub struct Child {
     id: ChildId,
     pid: u32,
+    costs: Costs,
     pipes: Option<Pipes>,
     listener: Option<OwnedFd>,
     exit: oneshot::Receiver<Exit>,
@@ -360,6 +367,11 @@ impl Child {
     /// For display and accounting. Never signal it: the broker alone does.
     pub fn pid(&self) -> u32 {
         self.pid
+    }
+
+    /// What the steps of its start took.
+    pub fn costs(&self) -> &Costs {
+        &self.costs
     }
 
     /// The pipes, once.

@@ -4,6 +4,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use super::cgroup::Entry;
+use super::costs::Stopwatch;
 use super::egress::policy::{Egress, Rule};
 use super::landlock::{Rules, Tcp};
 use super::root::{NODE, Root};
@@ -48,6 +49,7 @@ pub(super) struct Plan<'a> {
     pub landlock: Option<Rules>,
     pub filters: Option<&'a Filters>,
     pub become_: Become,
+    pub watch: Stopwatch,
 }
 
 /// What a child does once it is confined.

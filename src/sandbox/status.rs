@@ -10,9 +10,10 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socketpair, sockopt};
 use nix::sys::time::TimeVal;
 
+use super::costs::Costs;
 use super::{egress, rights};
 
-const MESSAGE_BYTES_MAX: usize = 1024;
+const MESSAGE_BYTES_MAX: usize = 2048;
 /// The whole set-up takes about 2 ms. One that hangs (a file system that does not answer) must not hold up the broker for ever.
 const SILENCE_MAX: Duration = Duration::from_secs(5);
 
@@ -20,6 +21,7 @@ const FAILED: u8 = b'F';
 const LISTENER: u8 = b'L';
 const CONNECTS: u8 = b'C';
 const MOUNTS: u8 = b'M';
+const COSTS: u8 = b'T';
 
 /// The child's end.
 pub(super) struct Speaker(OwnedFd);
@@ -35,6 +37,8 @@ pub(super) enum Said {
     Connects(egress::Descriptors),
     /// Its mount namespace, to be shown more in.
     Mounts(OwnedFd),
+    /// It is about to become Node; what it did before took this long.
+    Costs(Costs),
     /// Node has started, or nothing is left of the child.
     Nothing,
 }
@@ -65,6 +69,10 @@ impl Speaker {
         self.say(MOUNTS, &[], &[namespace])
     }
 
+    pub(super) fn costs(&self, costs: &Costs) -> io::Result<()> {
+        self.say(COSTS, &serde_json::to_vec(costs)?, &[])
+    }
+
     fn say(&self, kind: u8, text: &[u8], descriptors: &[&OwnedFd]) -> io::Result<()> {
         let kind = [kind];
         let descriptors: Vec<_> = descriptors.iter().map(|descriptor| descriptor.as_fd()).collect();
@@ -92,6 +100,7 @@ impl Hearer {
             None => Said::Nothing,
             Some(&LISTENER) => descriptors.pop().map_or_else(failed, Said::Listener),
             Some(&CONNECTS) => egress::Descriptors::from_received(descriptors).map_or_else(failed, Said::Connects),
+            Some(&COSTS) => Said::Costs(serde_json::from_slice(&text[1..length])?),
             Some(&MOUNTS) => descriptors.pop().map_or_else(failed, Said::Mounts),
             Some(_) => failed(),
         })

@@ -11,6 +11,7 @@ use proptest::option;
 use proptest::prelude::*;
 use proptest::sample::select;
 
+use super::super::costs::Cost;
 use super::super::egress::policy::{Egress, Limits as EgressLimits, Rule};
 use super::super::egress::{Cidr, Policy};
 use super::super::settings::Identity;
@@ -174,11 +175,15 @@ fn exit() -> impl Strategy<Value = Exit> {
     )
 }
 
+fn costs() -> impl Strategy<Value = Costs> {
+    vec((text(), duration()).prop_map(|(step, took)| Cost { step, took }), 0..4).prop_map(Costs)
+}
+
 fn reply() -> impl Strategy<Value = Reply> {
     let any_reply = prop_oneof![
         report().prop_map(Reply::Ready),
         text().prop_map(|reason| Reply::NotReady { reason }),
-        (id(), any::<u32>()).prop_map(|(id, pid)| Reply::Started { id, pid }),
+        (id(), any::<u32>(), costs()).prop_map(|(id, pid, costs)| Reply::Started { id, pid, costs }),
         (id(), text()).prop_map(|(id, reason)| Reply::NotStarted { id, reason }),
         (id(), option::of(text())).prop_map(|(id, problem)| Reply::Attached { id, problem }),
         (id(), exit()).prop_map(|(id, exit)| Reply::Exited { id, exit }),
