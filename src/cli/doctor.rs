@@ -71,9 +71,12 @@ fn as_json(report: &Report, node: &str, refusal: Option<&str>) -> serde_json::Va
 
 fn print(report: &Report, node: &str, refusal: Option<&str>) {
     println!("Node {node} runs in its sandbox; mode {}.\n", report.mode);
-    for layer in &report.layers {
+    for (index, layer) in report.layers.iter().enumerate() {
         let mark = if layer.active { "active" } else { "MISSING" };
-        println!("{:>14}  {mark:8} {}", layer.name.as_str(), layer.proof);
+        // Without cgroups three layers are missing for one reason, and that is long.
+        let same = report.layers[..index].iter().find(|earlier| earlier.proof == layer.proof);
+        let proof = same.map_or_else(|| layer.proof.clone(), |earlier| format!("as {}", earlier.name.as_str()));
+        println!("{:>14}  {mark:8} {proof}", layer.name.as_str());
         if !layer.active {
             println!("{:>14}           means: {}", "", layer.name.consequence());
             println!("{:>14}           to change it: {}", "", layer.name.advice());

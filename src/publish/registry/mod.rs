@@ -45,7 +45,9 @@ pub enum Error {
     /// The value is left out on purpose: it may hold a password.
     #[error("npm configuration: {key} is not usable: {problem}")]
     Setting { key: String, problem: String },
-    #[error("npm configuration: set up TLS: {0}")]
+    #[error(
+        "npm configuration: set up TLS for registries: {0} (where the system has no certificates: install ca-certificates, or set `cafile`)"
+    )]
     Tls(String),
     #[error("{url} is not below a registry that this server is configured for")]
     Foreign { url: String },
