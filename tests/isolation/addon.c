@@ -37,7 +37,8 @@ static const struct { const char *name; long number; } calls[] = {
     CALL(ioprio_set), CALL(pidfd_open), CALL(pidfd_getfd), CALL(pidfd_send_signal), CALL(seccomp), CALL(landlock_create_ruleset),
     CALL(memfd_create), CALL(shmget), CALL(semget), CALL(msgget), CALL(mq_open), CALL(socket), CALL(socketpair), CALL(bind),
     CALL(connect), CALL(sendto), CALL(mmap), CALL(setpriority), CALL(kcmp), CALL(process_madvise), CALL(setsid), CALL(sethostname),
-    CALL(migrate_pages), CALL(move_pages), CALL(setsockopt), CALL(sendmsg),
+    CALL(migrate_pages), CALL(move_pages), CALL(setsockopt), CALL(sendmsg), CALL(listen), CALL(shutdown), CALL(getpeername),
+    CALL(getsockopt), CALL(close),
 #ifdef SYS_fork
     CALL(fork), CALL(vfork), CALL(mknod), CALL(modify_ldt), CALL(iopl), CALL(ioperm),
 #endif
@@ -80,6 +81,17 @@ static napi_value call(napi_env env, napi_callback_info info) {
     return returned;
 }
 
+/* Where a Buffer's bytes are, for calls that take pointers to pointers. */
+static napi_value address(napi_env env, napi_callback_info info) {
+    size_t count = 1, length;
+    napi_value given, returned;
+    void *memory = NULL;
+    napi_get_cb_info(env, info, &count, &given, NULL, NULL);
+    napi_get_buffer_info(env, given, &memory, &length);
+    napi_create_int64(env, (int64_t)(intptr_t)memory, &returned);
+    return returned;
+}
+
 /* The way of 32-bit programs, whose numbers are others: 20 is getpid. */
 static napi_value call32(napi_env env, napi_callback_info info) {
     (void)info;
@@ -96,6 +108,8 @@ napi_value napi_register_module_v1(napi_env env, napi_value exports) {
     napi_value function;
     napi_create_function(env, "call", SIZE_MAX, call, NULL, &function);
     napi_set_named_property(env, exports, "call", function);
+    napi_create_function(env, "address", SIZE_MAX, address, NULL, &function);
+    napi_set_named_property(env, exports, "address", function);
     napi_create_function(env, "call32", SIZE_MAX, call32, NULL, &function);
     napi_set_named_property(env, exports, "call32", function);
     return exports;

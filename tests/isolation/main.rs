@@ -8,6 +8,7 @@
 mod mode;
 
 mod controls;
+mod egress;
 mod files;
 #[path = "../e2e/harness.rs"]
 #[allow(dead_code, reason = "shared with the end-to-end tests")]

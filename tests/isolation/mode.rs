@@ -52,6 +52,23 @@ macro_rules! in_every_mode {
     };
 }
 
+/// Those alone in which a supervisor makes workers' connections.
+macro_rules! in_modes_with_a_supervisor {
+    ($($test:ident)*) => {
+        $(mod $test {
+            #[tokio::test]
+            async fn full() {
+                super::$test(crate::mode::Mode::Full).await;
+            }
+
+            #[tokio::test]
+            async fn userns() {
+                super::$test(crate::mode::Mode::Userns).await;
+            }
+        })*
+    };
+}
+
 impl Mode {
     pub fn as_str(self) -> &'static str {
         match self {

@@ -15,11 +15,13 @@ use crate::mode::Mode;
 use crate::publish_request::Publish;
 
 const MAIN: &str = include_str!("attacks/main.js");
-const ATTACKS: [(&str, &str); 6] = [
+const ATTACKS: [(&str, &str); 8] = [
     ("attacks/files.js", include_str!("attacks/files.js")),
     ("attacks/processes.js", include_str!("attacks/processes.js")),
     ("attacks/calls.js", include_str!("attacks/calls.js")),
     ("attacks/network.js", include_str!("attacks/network.js")),
+    ("attacks/egress.js", include_str!("attacks/egress.js")),
+    ("attacks/thread.js", include_str!("attacks/thread.js")),
     ("attacks/resources.js", include_str!("attacks/resources.js")),
     ("attacks/controls.js", include_str!("attacks/controls.js")),
 ];

@@ -26,8 +26,9 @@ allow = [{ network = "203.0.113.0/24", ports = [80, 443] }]
 "#;
 const HOST_ADDRESSES: [&str; 3] = ["198.51.100.2/24", "203.0.113.99/32", "3ffe:1::2/64"];
 const WORLD_ADDRESSES: [&str; 2] = ["198.51.100.1/24", "3ffe:1::1/64"];
-const SERVERS: [&str; 8] = [
+const SERVERS: [&str; 9] = [
     "203.0.113.10/32",
+    "203.0.113.11/32",
     "169.254.169.254/32",
     "10.96.0.1/32",
     "192.168.1.1/32",
@@ -36,6 +37,8 @@ const SERVERS: [&str; 8] = [
     "fd00:77::1/128",
     "2001:db8::1/128",
 ];
+/// What is sent there is never heard of again.
+const BLACK_HOLES: [&str; 2] = ["203.0.113.66/32", "3ffe:dead::/32"];
 
 pub struct World {
     host: String,
@@ -80,13 +83,18 @@ impl World {
         ip(&format!("-n {host} route add default via 198.51.100.1"));
         ip(&format!("-n {host} -6 route add default via 3ffe:1::1"));
         ip(&format!("-n {world} route add 203.0.113.99/32 via 198.51.100.2"));
-        fs::write(self.resolv_conf(), "nameserver 198.51.100.1\n").expect("write");
+        for network in BLACK_HOLES {
+            let family = if network.contains(':') { "-6" } else { "-4" };
+            ip(&format!("-n {world} {family} route add blackhole {network}"));
+        }
+        self.resolve_by("nameserver 198.51.100.1\n");
         std::fs::set_permissions(self.directory.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))
             .expect("chmod");
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/isolation/world.js");
-        self.serve(&world, &[script, &self.heard().display().to_string()]);
+        let heard = self.heard().display().to_string();
+        self.serve(&world, &[script, &heard]);
         // The host's own services, on every address of its, and one on its loopback alone.
-        self.serve(&host, &[script, "host"]);
+        self.serve(&host, &[script, &heard, "host"]);
     }
 
     fn serve(&mut self, namespace: &str, arguments: &[&str]) {
@@ -99,6 +107,11 @@ impl World {
         assert_eq!(line, "ready\n");
     }
 
+    /// What the host's resolv.conf says; for a service that starts later.
+    pub fn resolve_by(&self, resolv_conf: &str) {
+        fs::write(self.resolv_conf(), resolv_conf).expect("write");
+    }
+
     fn resolv_conf(&self) -> PathBuf {
         self.directory.path().join("resolv.conf")
     }
@@ -107,7 +120,7 @@ impl World {
         self.directory.path().join("heard")
     }
 
-    /// Names that were asked for, and datagrams that arrived at an address.
+    /// Names that were asked for, datagrams that arrived, and connections by the address that they came to.
     pub fn what_it_heard(&self) -> String {
         fs::read_to_string(self.heard()).unwrap_or_default()
     }

@@ -5,6 +5,7 @@ const attacks = {
   ...require('../attacks/processes.js'),
   ...require('../attacks/calls.js'),
   ...require('../attacks/network.js'),
+  ...require('../attacks/egress.js'),
   ...require('../attacks/resources.js'),
   ...require('../attacks/controls.js'),
 };

@@ -41,8 +41,8 @@ module.exports = {
     return (await answer.text()).trim();
   },
   lookup: async ({ name }) => (await dns.promises.lookup(name)).address,
-  ask: async ({ name, server }) => {
-    const resolver = new dns.promises.Resolver({ timeout: 1000, tries: 1 });
+  ask: async ({ name, server, timeout = 1000 }) => {
+    const resolver = new dns.promises.Resolver({ timeout, tries: 1 });
     if (server) resolver.setServers([server]);
     return (await resolver.resolve4(name)).join();
   },
