@@ -61,8 +61,13 @@ async fn an_install_script_gets_at_nothing_of_anybody_elses(mode: Mode) {
     let registry = Registry::start();
     let Some(server) = mode.start(&[&registry.setting()]).await else { return };
     let port: u16 = server.address.rsplit_once(':').and_then(|(_, port)| port.parse().ok()).expect("a port");
+    // What the service can read, and would take for npm's.
+    let lockfile = registry.directory.path().join("lockfile.json");
+    let forged = json!({ "lockfileVersion": 3, "packages": { "node_modules/hostile": { "version": "6.6.6" } } });
+    std::fs::write(&lockfile, forged.to_string()).expect("write");
     let facts = json!({
         "database": server.data().join("data/chatfn.db"),
+        "lockfile": lockfile,
         "pids": [server.pid()],
         "ports": [port, registry.port, 4873],
         "secret": [TOKEN, "for the service alone"],
@@ -75,7 +80,7 @@ async fn an_install_script_gets_at_nothing_of_anybody_elses(mode: Mode) {
     let spec = publish.spec.as_mut().expect("a spec");
     spec.dependencies.insert("hostile".to_owned(), "1.0.0".to_owned());
     spec.scripts_allowed = vec!["hostile".to_owned()];
-    let (_, progress) = server.publish_with_progress(publish).await.expect("publishes");
+    let (version, progress) = server.publish_with_progress(publish).await.expect("publishes");
     let outcomes: BTreeMap<&str, &str> = progress
         .iter()
         .filter_map(|step| step.message.split_once("attack ")?.1.split_once(": "))
@@ -94,11 +99,17 @@ async fn an_install_script_gets_at_nothing_of_anybody_elses(mode: Mode) {
         ("network", in_mode("ECONNREFUSED", "EACCES")),
         ("signal", in_mode("ESRCH", "EPERM")),
         ("look_into", in_mode("ENOENT", "EACCES")),
+        ("replace_lockfile", "ok"),
         ("user_is_root", "false"),
     ]);
     assert_eq!(outcomes, expected, "in mode {mode:?}");
     // The token came from the proxy, and the layer is what npm made of it.
     assert!(registry.asked().contains(&format!("GET /hostile Bearer {TOKEN}")), "{}", registry.asked());
     assert_eq!(server.app("demo").login("jane").await.json(), "installed");
+    // The lockfile is npm's, not what the script put a link to in its place.
+    assert_eq!(version.dependencies, BTreeMap::from([("hostile".to_owned(), "1.0.0".to_owned())]));
+    let kept = server.data().join("data/layers/demo").join(&version.layer).join("package-lock.json");
+    assert!(kept.symlink_metadata().expect("it is there").is_file());
+    assert!(!std::fs::read_to_string(kept).expect("read").contains("6.6.6"));
     server.stop().await;
 }

@@ -5,7 +5,7 @@ const net = require('node:net');
 const path = require('node:path');
 const { execFileSync } = require('node:child_process');
 
-const { database, pids, ports, secret } = FACTS;
+const { database, lockfile, pids, ports, secret } = FACTS;
 const code = (attempt) => {
   try {
     return attempt() ?? 'ok';
@@ -43,6 +43,10 @@ const places = () => {
     network: [...new Set(await Promise.all(ports.map(connect)))].sort().join(' '),
     signal: all(pids.flatMap((pid) => [() => void process.kill(pid, 0), () => void process.kill(pid, 'SIGKILL')])),
     look_into: all(pids.flatMap((pid) => ['environ', 'mem', 'maps'].map((file) => () => void fs.openSync(`/proc/${pid}/${file}`)))),
+    replace_lockfile: code(() => {
+      fs.rmSync('../../package-lock.json');
+      fs.symlinkSync(lockfile, '../../package-lock.json');
+    }),
     user_is_root: String(process.getuid() === 0),
   };
   for (const [name, outcome] of Object.entries(outcomes)) console.log(`attack ${name}: ${outcome}`);
