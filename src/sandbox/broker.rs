@@ -204,7 +204,7 @@ impl Broker {
         if let Err(err) = self.launcher.start_supervisor() {
             eprintln!("chatfn-broker: start the egress supervisor: {err}");
         }
-        for running in self.children.values_mut() {
+        for running in self.children.values_mut().filter(|running| running.let_out) {
             self.launcher.kill(running);
         }
     }

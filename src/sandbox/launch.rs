@@ -55,6 +55,8 @@ pub(super) struct Running {
     pub(super) group: Option<Group>,
     /// Asks about its connections; with the supervisor as soon as it may have any.
     connects: Option<egress::Descriptors>,
+    /// The supervisor has got that. No other one can take it over.
+    pub(super) let_out: bool,
     /// Where it can be shown more, once: see [`super::Child::attach`].
     pub(super) mounts: Option<OwnedFd>,
     /// Where the service answers npm, until it was handed on.
@@ -192,6 +194,7 @@ impl Launcher {
             user,
             group: None,
             connects: None,
+            let_out: false,
             mounts: None,
             listener: None,
             costs: Costs::default(),
@@ -232,6 +235,7 @@ impl Launcher {
     pub(super) fn let_out(&mut self, running: &mut Running, network: &Network) -> io::Result<()> {
         let Network::Egress(policy) = network else { return Ok(()) };
         if let (Some(supervisor), Some(connects)) = (&self.supervisor, running.connects.take()) {
+            running.let_out = true;
             supervisor.add(running.id.0, policy, connects).map_err(io::Error::other)?;
         }
         Ok(())

@@ -3,6 +3,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -247,8 +249,19 @@ async fn a_flood_is_held_to_its_limits_and_a_neighbour_connects_meanwhile(mode: 
 }
 
 /// The service's supervisor, if it runs.
-fn supervisor(server: &TestServer) -> Option<u32> {
-    child_named(child_named(server.pid(), "chatfn-broker")?, "chatfn-egress")
+pub fn supervisor(server: &TestServer) -> Option<u32> {
+    child_named(broker(server), "chatfn-egress")
+}
+
+/// Which one it was.
+pub fn kill_supervisor(server: &TestServer) -> u32 {
+    let pid = supervisor(server).expect("it runs");
+    kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL).expect("kill");
+    pid
+}
+
+fn broker(server: &TestServer) -> u32 {
+    child_named(server.pid(), "chatfn-broker").expect("it runs")
 }
 
 fn child_named(pid: u32, name: &str) -> Option<u32> {
@@ -312,14 +325,12 @@ async fn when_the_supervisor_dies_its_workers_end_and_others_have_a_network(mode
         assert_eq!(attempt(app, "connect", &http("203.0.113.10")).await, "connected");
     }
     let workers = [tenant.app.pool().await.worker_pids, neighbour.pool().await.worker_pids].concat();
-    let first = supervisor(&tenant.server).expect("it runs");
     let kill = async {
         wait_until("it hangs", async || world.what_it_heard().contains("hanging.example")).await;
-        nix::sys::signal::kill(nix::unistd::Pid::from_raw(first.cast_signed()), nix::sys::signal::Signal::SIGKILL)
-            .expect("kill");
+        kill_supervisor(&tenant.server)
     };
     // One in the middle of it is told at once.
-    let (outcome, ()) = tokio::join!(tenant.attempt("hang", json!({ "count": 3 })), kill);
+    let (outcome, first) = tokio::join!(tenant.attempt("hang", json!({ "count": 3 })), kill);
     assert_eq!(outcome, "Crashed: the worker was ended by signal 9 (SIGKILL)");
     wait_until("all its workers are gone", async || {
         let known = neighbour.pool().await.worker_pids;

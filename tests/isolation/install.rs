@@ -3,17 +3,24 @@
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 use std::process::{Child, Stdio};
 
+use chatfn::proto;
 use serde_json::json;
 use tempfile::TempDir;
 
-use crate::harness::{Answered, request};
+use crate::egress::{kill_supervisor, supervisor};
+use crate::harness::{Answered, request, wait_until};
 use crate::mode::Mode;
 use crate::tenant::program;
 
 in_every_mode! {
     an_install_script_gets_at_nothing_of_anybody_elses
+}
+
+in_modes_with_a_supervisor! {
+    an_install_goes_on_when_the_egress_supervisor_dies
 }
 
 const TOKEN: &str = "the-registrys-token";
@@ -45,6 +52,11 @@ impl Registry {
         format!("npm_userconfig={}", self.directory.path().join("npmrc").display())
     }
 
+    /// Answers once this is gone.
+    fn hold(&self) -> PathBuf {
+        self.directory.path().join("hold")
+    }
+
     fn asked(&self) -> String {
         std::fs::read_to_string(self.directory.path().join("asked")).unwrap_or_default()
     }
@@ -55,6 +67,13 @@ impl Drop for Registry {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
+}
+
+fn needing_it() -> proto::PublishVersionRequest {
+    let source = "exports.handleEvent = () => require('hostile')";
+    let mut publish = request("demo", &[("functions/UserAttemptedStartSession.js", source)]);
+    publish.spec.as_mut().expect("a spec").dependencies.insert("hostile".to_owned(), "1.0.0".to_owned());
+    publish
 }
 
 async fn an_install_script_gets_at_nothing_of_anybody_elses(mode: Mode) {
@@ -73,12 +92,8 @@ async fn an_install_script_gets_at_nothing_of_anybody_elses(mode: Mode) {
         "secret": [TOKEN, "for the service alone"],
     });
     std::fs::write(registry.directory.path().join("facts.json"), facts.to_string()).expect("write");
-    let mut publish = request(
-        "demo",
-        &[("functions/UserAttemptedStartSession.js", "exports.handleEvent = () => require('hostile')")],
-    );
+    let mut publish = needing_it();
     let spec = publish.spec.as_mut().expect("a spec");
-    spec.dependencies.insert("hostile".to_owned(), "1.0.0".to_owned());
     spec.scripts_allowed = vec!["hostile".to_owned()];
     let (version, progress) = server.publish_with_progress(publish).await.expect("publishes");
     let outcomes: BTreeMap<&str, &str> = progress
@@ -111,5 +126,22 @@ async fn an_install_script_gets_at_nothing_of_anybody_elses(mode: Mode) {
     let kept = server.data().join("data/layers/demo").join(&version.layer).join("package-lock.json");
     assert!(kept.symlink_metadata().expect("it is there").is_file());
     assert!(!std::fs::read_to_string(kept).expect("read").contains("6.6.6"));
+    server.stop().await;
+}
+
+async fn an_install_goes_on_when_the_egress_supervisor_dies(mode: Mode) {
+    let registry = Registry::start();
+    std::fs::write(registry.hold(), "").expect("write");
+    std::fs::write(registry.directory.path().join("facts.json"), "{}").expect("write");
+    let Some(server) = mode.start(&[&registry.setting()]).await else { return };
+    let meanwhile = async {
+        wait_until("npm asks", async || registry.asked().contains("GET /hostile")).await;
+        let killed = kill_supervisor(&server);
+        wait_until("another one runs", async || supervisor(&server).is_some_and(|pid| pid != killed)).await;
+        std::fs::remove_file(registry.hold()).expect("remove");
+    };
+    let (published, ()) = tokio::join!(server.publish(needing_it()), meanwhile);
+    published.expect("publishes");
+    assert_eq!(server.app("demo").login("jane").await.json(), "installed");
     server.stop().await;
 }

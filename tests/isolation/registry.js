@@ -1,5 +1,6 @@
 'use strict';
 // An npm registry with one package, whose install script is hostile. `facts.json` in the given directory says what it attacks.
+// Its description waits for as long as there is a `hold`.
 const crypto = require('node:crypto');
 const fs = require('node:fs');
 const http = require('node:http');
@@ -33,6 +34,10 @@ const server = http.createServer((request, response) => {
   fs.appendFileSync(path.join(directory, 'asked'), `${request.method} ${request.url} ${request.headers.authorization}\n`);
   if (request.url.endsWith('.tgz')) return response.end(tarball);
   if (request.url !== '/hostile') return response.writeHead(404).end('{}');
+  describe(response);
+});
+const describe = (response) => {
+  if (fs.existsSync(path.join(directory, 'hold'))) return setTimeout(describe, 10, response);
   const facts = fs.readFileSync(path.join(directory, 'facts.json'), 'utf8');
   const attack = fs.readFileSync(path.join(__dirname, 'attacks/install.js'), 'utf8').replace('FACTS', facts);
   tarball = archive({ 'package.json': JSON.stringify(package_json), 'attack.js': attack, 'index.js': 'module.exports = "installed";' });
@@ -41,5 +46,5 @@ const server = http.createServer((request, response) => {
   const versions = { '1.0.0': { ...package_json, hasInstallScript: true, dist } };
   response.setHeader('content-type', 'application/json');
   response.end(JSON.stringify({ name: 'hostile', 'dist-tags': { latest: '1.0.0' }, versions }));
-});
+};
 server.listen(0, '127.0.0.1', () => console.log(server.address().port));
