@@ -149,6 +149,10 @@ impl Broker {
     }
 
     fn spawn(&mut self, id: ChildId, spec: &Spec, descriptors: Vec<OwnedFd>) -> io::Result<()> {
+        // Its end was not seen yet; or it was, and no other one could be started.
+        if self.launcher.lacks_supervisor() {
+            self.supervisor_ended();
+        }
         let launched = stdio(spec, descriptors).and_then(|stdio| self.launcher.launch(id, spec, stdio, Become::Node));
         match launched {
             Ok(mut running) => {
@@ -198,7 +202,8 @@ impl Broker {
         Ok(())
     }
 
-    /// Its workers have no network any more, and cannot get one back: others take their place.
+    /// Its workers have no network any more, and cannot get one back: others take their place. If there is no other supervisor to be had
+    /// now, the next child that starts asks for one again.
     fn supervisor_ended(&mut self) {
         eprintln!("chatfn-broker: the egress supervisor has ended; another one starts, with new workers");
         if let Err(err) = self.launcher.start_supervisor() {

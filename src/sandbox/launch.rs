@@ -292,6 +292,10 @@ impl Launcher {
         Ok(pid)
     }
 
+    pub(super) fn lacks_supervisor(&self) -> bool {
+        self.supervisor.as_ref().is_some_and(Supervisor::has_ended)
+    }
+
     /// The broker's children that are none of the service's.
     pub(super) fn helpers(&self) -> Option<Pid> {
         self.supervisor.as_ref().map(Supervisor::pid)

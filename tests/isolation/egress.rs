@@ -7,10 +7,11 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tonic::Code;
 
-use crate::harness::{TestServer, alive, name_of, wait_until};
-use crate::mode::Mode;
-use crate::tenant::{Tenant, attack, attempt, publish};
+use crate::harness::{LOGIN, TestServer, alive, name_of, wait_until};
+use crate::mode::{Mode, USER};
+use crate::tenant::{Tenant, attack, attempt, program, publish};
 use crate::world::{CONFIGURATION, World};
 
 in_modes_with_a_supervisor! {
@@ -345,5 +346,39 @@ async fn when_the_supervisor_dies_its_workers_end_and_others_have_a_network(mode
     }
     let said = tenant.server.log().iter().filter(|line| line.contains("the egress supervisor has ended")).count();
     assert_eq!(said, 1);
+    tenant.server.stop().await;
+}
+
+/// Where the broker is nobody's, a limit keeps it from making processes, as a lack of memory would.
+#[tokio::test]
+async fn a_supervisor_that_could_not_be_replaced_at_once_is_replaced_later() {
+    let Some((_world, server)) = start(Mode::Userns, CONFIGURATION).await else { return };
+    let mut tenant = tenant(Mode::Userns, server, "public").await;
+    // For the app, and for the reserve.
+    tenant.server.expect_log("a worker did not start");
+    tenant.server.expect_log("failed to start a worker");
+    tenant.server.expect_log("a worker in reserve was of no use");
+    tenant.suffers([attack("connect", http("203.0.113.10"), "connected")]).await;
+    let broker = broker(&tenant.server).to_string();
+    let limit = |soft: &str| {
+        let mut command = program("setpriv"); // It is a process's own user who may do that.
+        command.args([&format!("--reuid={USER}"), &format!("--regid={USER}"), "--clear-groups"]);
+        command.args(["prlimit", "--pid", &broker, &format!("--nproc={soft}:")]);
+        assert!(command.status().expect("util-linux").success());
+    };
+    let limits = std::fs::read_to_string(format!("/proc/{broker}/limits")).expect("it runs");
+    let before = limits.lines().find_map(|line| line.strip_prefix("Max processes")).expect("a limit");
+    limit("0");
+    kill_supervisor(&tenant.server);
+    let said = |text: &str| tenant.server.log().iter().any(|line| line.contains(text));
+    wait_until("it says so", async || said("start the egress supervisor: ")).await;
+    let event = json!({ "username": "connect", "args": http("203.0.113.10") }).to_string();
+    wait_until("callers are told to come again", async || {
+        tenant.app.invoke(LOGIN, &event).await.is_err_and(|status| status.code() == Code::Unavailable)
+    })
+    .await;
+    limit(before.split_whitespace().next().expect("a number"));
+    wait_until("workers start again", async || tenant.app.invoke(LOGIN, &event).await.is_ok()).await;
+    tenant.suffers([attack("connect", http("203.0.113.10"), "connected")]).await;
     tenant.server.stop().await;
 }

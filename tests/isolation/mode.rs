@@ -18,8 +18,8 @@ use tempfile::TempDir;
 use crate::harness::{TestServer, wait_until};
 use crate::world::World;
 
-/// nobody's.
-const USER: u32 = 65_534;
+/// nobody's, who runs the service where root is not to.
+pub const USER: u32 = 65_534;
 /// What the service says when it finds no mode, and why.
 const LACKING: &str = "no way to confine children works here";
 

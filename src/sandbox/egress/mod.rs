@@ -49,6 +49,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socketpair, sockopt};
 use nix::sys::time::TimeVal;
 use nix::unistd::{ForkResult, Pid, fork, getpid};
@@ -127,6 +128,11 @@ impl Supervisor {
 
     pub fn pid(&self) -> Pid {
         self.pid
+    }
+
+    pub fn has_ended(&self) -> bool {
+        let mut polled = [PollFd::new(self.socket.as_fd(), PollFlags::empty())]; // POLLHUP comes unasked.
+        poll(&mut polled, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
     }
 
     fn tell(&self, request: &Request, descriptors: Option<&Descriptors>) -> Result<(), Error> {
