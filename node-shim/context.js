@@ -31,7 +31,7 @@ function createContext(shared, invocation) {
     app: shared.app,
     function: fn.info,
     trigger: fn.trigger,
-    invocation: freeze({ id: invocation.invocationId, attempt: invocation.attempt }),
+    invocation: freeze({ id: invocation.invocationId, attempt: invocation.attempt, hops: invocation.hops }),
     get signal() {
       return deadline.signal(invocation);
     },

@@ -22,7 +22,7 @@ const { cpuMicros, usageSince } = require('./usage.js');
  *   resultBytesMax: number,
  * }} LoadedFunction
  */
-/** @typedef {{ invocationId: string, attempt: number, timeoutMs: number, event: unknown }} Params */
+/** @typedef {{ invocationId: string, attempt: number, hops: number, timeoutMs: number, event: unknown }} Params */
 
 let lastSeq = 0;
 
@@ -41,6 +41,7 @@ function createInvocation(idJson, params, fn, arrivedAt) {
     fn,
     invocationId: params.invocationId,
     attempt: params.attempt,
+    hops: params.hops,
     timeoutMs: params.timeoutMs,
     deadline: arrivedAt + params.timeoutMs,
     answered: false,

@@ -73,8 +73,9 @@ function invoke(idJson, params) {
   const arrivedAt = monotonic();
   if (application === null) return channel.respondError(idJson, NOT_A_REQUEST, 'invoke comes after initialize');
   if (!isRecord(params) || typeof own(params, 'triggerType') !== 'string' || typeof own(params, 'invocationId') !== 'string' ||
-      !isInteger(own(params, 'attempt')) || typeof own(params, 'timeoutMs') !== 'number' || !hasOwn(params, 'event')) {
-    return channel.respondError(idJson, BAD_PARAMS, 'invoke takes triggerType, invocationId, attempt, timeoutMs, event');
+      !isInteger(own(params, 'attempt')) || !isInteger(own(params, 'hops')) ||
+      typeof own(params, 'timeoutMs') !== 'number' || !hasOwn(params, 'event')) {
+    return channel.respondError(idJson, BAD_PARAMS, 'invoke takes triggerType, invocationId, attempt, hops, timeoutMs, event');
   }
   const fn = mapGet(application.functions, params.triggerType);
   if (fn === undefined) return channel.respondError(idJson, BAD_PARAMS, `no function for ${params.triggerType}`);

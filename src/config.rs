@@ -91,6 +91,20 @@ pub struct Config {
 
     /// Events that run at a time.
     pub dispatch_concurrency: usize,
+    /// Of one app.
+    pub dispatch_concurrency_per_app: usize,
+    /// Events that may wait or run; more are refused.
+    pub events_queued_max: u64,
+    /// Of one app.
+    pub events_queued_per_app_max: u64,
+    /// How far ahead an event may be scheduled.
+    #[serde(with = "duration")]
+    pub schedule_max: Duration,
+    /// How long dead letters are kept.
+    #[serde(with = "duration")]
+    pub dead_letter_retention: Duration,
+    /// How many functions may lead to an event, one by another's doing: what goes further is a loop, and does not run.
+    pub hops_max: u32,
 
     /// Publishes that install at a time.
     pub builds_max: usize,
@@ -222,6 +236,12 @@ impl Default for Config {
             log_line_bytes_max: 8 << 10,
             history_retention: Duration::from_secs(7 * 24 * 3600),
             dispatch_concurrency: 32,
+            dispatch_concurrency_per_app: 16,
+            events_queued_max: 1_000_000,
+            events_queued_per_app_max: 100_000,
+            schedule_max: Duration::from_secs(366 * 24 * 3600),
+            dead_letter_retention: Duration::from_secs(14 * 24 * 3600),
+            hops_max: 5,
             builds_max: 2,
             builds_waiting_max: 64,
             install_timeout: Duration::from_secs(300),

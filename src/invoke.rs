@@ -19,7 +19,7 @@ use crate::model::{
     Verdict, VersionNumber,
 };
 use crate::serving::{self, Served, Serving};
-use crate::store::{self, Enqueued, NewEvent, Store};
+use crate::store::{self, DeadReason, Enqueued, NewEvent, Store};
 
 pub use attempt::Attempt;
 
@@ -32,6 +32,10 @@ pub struct Settings {
     pub wait_max: Duration,
     /// How long an idempotency key is remembered.
     pub idempotency_window: Duration,
+    /// How far ahead an event may be scheduled.
+    pub schedule_max: Duration,
+    /// Functions that may lead to an event, one by another's doing.
+    pub hops_max: u32,
 }
 
 /// An event, as a caller reports it.
@@ -44,6 +48,10 @@ pub struct Call {
     pub idempotency_key: Option<String>,
     pub ordering_key: Option<String>,
     pub version: Option<VersionNumber>,
+    /// Non-blocking triggers: not before.
+    pub deliver_at: Option<SystemTime>,
+    /// Functions that led to it, one by another's doing.
+    pub hops: u32,
     /// The caller's, if it has one.
     pub deadline: Option<Instant>,
 }
@@ -99,6 +107,13 @@ pub enum Error {
     SchemaMismatch { trigger_type: TriggerType, problem: String },
     #[error("event_json has {bytes} bytes; the limit is {limit}")]
     EventTooLarge { bytes: usize, limit: usize },
+    #[error("{trigger_type} is a blocking trigger: its caller waits, so deliver_at means nothing")]
+    ScheduledBlocking { trigger_type: TriggerType },
+    #[error("deliver_at is more than {} ahead", humantime::format_duration(*limit))]
+    TooFarAhead { limit: Duration },
+    /// A blocking trigger's event; a non-blocking one's becomes a dead letter.
+    #[error("{hops} functions led to this event, one by another's doing; the limit is {limit}, to end loops")]
+    Loop { hops: u32, limit: u32 },
     #[error("{name} has {bytes} bytes; the limit is {KEY_BYTES_MAX}")]
     KeyTooLong { name: &'static str, bytes: usize },
     #[error(transparent)]
@@ -179,6 +194,12 @@ impl Invoker {
         if !trigger.blocking {
             return self.queue(call, &trigger.trigger_type, event).await;
         }
+        if call.deliver_at.is_some() {
+            return Err(Error::ScheduledBlocking { trigger_type: trigger.trigger_type.clone() });
+        }
+        if call.hops > shared.settings.hops_max {
+            return Err(Error::Loop { hops: call.hops, limit: shared.settings.hops_max });
+        }
         let Some(key) = call.idempotency_key.clone() else { return self.run_now(&call, trigger, event).await };
         let key = idempotency::Key { app: call.app.clone(), trigger_type: trigger.trigger_type.clone(), key };
         let window = shared.settings.idempotency_window;
@@ -191,8 +212,15 @@ impl Invoker {
             Ok(found) => found,
             Err((reason, version)) => return Ok(Answer::Skipped { reason, version }),
         };
-        let deadline = call.deadline;
-        let attempt = Attempt { served, function: &function, event, number: 1, event_id: None, deadline };
+        let attempt = Attempt {
+            served,
+            function: &function,
+            event,
+            number: 1,
+            event_id: None,
+            hops: call.hops,
+            deadline: call.deadline,
+        };
         self.attempt(attempt, call.version.is_none()).await.map(Answer::Ran)
     }
 
@@ -249,6 +277,11 @@ impl Invoker {
         event: RawJson,
     ) -> Result<Answer, Error> {
         let now = SystemTime::now();
+        let Settings { schedule_max, hops_max, .. } = self.shared.settings;
+        let due_at = call.deliver_at.unwrap_or(now).max(now);
+        if due_at.duration_since(now).is_ok_and(|ahead| ahead > schedule_max) {
+            return Err(Error::TooFarAhead { limit: schedule_max });
+        }
         let queued = self.shared.store.enqueue(NewEvent {
             app: call.app,
             trigger_type: trigger_type.clone(),
@@ -256,8 +289,10 @@ impl Invoker {
             payload: event,
             ordering_key: call.ordering_key,
             idempotency_key: call.idempotency_key,
-            due_at: now,
+            due_at,
             enqueued_at: now,
+            hops: call.hops,
+            dead: (call.hops > hops_max).then_some(DeadReason::Loop),
         });
         let queued = queued.await?;
         self.shared.enqueued.notify_one();

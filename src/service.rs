@@ -29,7 +29,7 @@ use crate::pool::{self, MemoryBudget};
 use crate::publish::{self, InstallLimits, Installer, Npm, Proxy, Publisher, Registries, SourceLimits};
 use crate::sandbox::Sandbox;
 use crate::serving::Serving;
-use crate::store::Store;
+use crate::store::{QueueLimits, Store};
 use crate::worker;
 
 /// After the drain: for workers to end, connections to close and the history to be written, all together.
@@ -78,7 +78,7 @@ impl Service {
         let Host { node, npm, data, lock, home, .. } = host;
         let artifacts = Artifacts::open(&data)?;
         let node_version = host::check_node(&sandbox).await?;
-        let store = Store::open(&data.join("chatfn.db")).await?;
+        let store = Store::open(&data.join("chatfn.db"), queue_limits(config)).await?;
         store.abandon_invocations(SystemTime::now()).await?;
         store.release_claims().await?;
         let stop_history = CancellationToken::new();
@@ -96,7 +96,7 @@ impl Service {
             &reserve_settings(config),
         )
         .await?;
-        let enqueued = Arc::new(Notify::new());
+        let (enqueued, figures) = (Arc::new(Notify::new()), dispatch::Figures::default());
         let invoker = Invoker::new(
             serving.clone(),
             store.clone(),
@@ -151,14 +151,12 @@ impl Service {
         );
         let stop_server = CancellationToken::new();
         let stop_dispatch = CancellationToken::new();
-        let dispatcher = Dispatcher {
-            store: store.clone(),
-            serving: serving.clone(),
-            invoker: invoker.clone(),
-            settings: dispatch::Settings { concurrency: config.dispatch_concurrency, wait_max: config.wait_max },
-            enqueued,
-            complaints: dispatch::Complaints::default(),
+        let settings = dispatch::Settings {
+            concurrency: config.dispatch_concurrency,
+            concurrency_per_app: config.dispatch_concurrency_per_app,
+            wait_max: config.wait_max,
         };
+        let dispatcher = Dispatcher::new(store.clone(), serving.clone(), invoker.clone(), settings, enqueued, figures);
         Ok(Self {
             address,
             sandbox,
@@ -295,7 +293,9 @@ async fn purge(store: &Store, config: &Config) -> Result<(), crate::store::Error
     let (retention, window) = (config.history_retention, config.idempotency_window);
     while store.purge_history(now, retention, PURGE_BATCH).await? > 0 {}
     while store.purge_events(now, retention, window, PURGE_BATCH).await? > 0 {}
-    let before = now.checked_sub(window).unwrap_or(SystemTime::UNIX_EPOCH);
+    let long_ago = |span| now.checked_sub(span).unwrap_or(SystemTime::UNIX_EPOCH);
+    while store.purge_old_dead_letters(long_ago(config.dead_letter_retention), PURGE_BATCH).await? > 0 {}
+    let before = long_ago(window);
     while store.purge_replies(before, PURGE_BATCH).await? > 0 {}
     store.shrink().await
 }
@@ -372,6 +372,10 @@ fn pool_settings(config: &Config) -> pool::Settings {
     }
 }
 
+fn queue_limits(config: &Config) -> QueueLimits {
+    QueueLimits { of_app: config.events_queued_per_app_max, in_all: config.events_queued_max }
+}
+
 fn reserve_settings(config: &Config) -> pool::ReserveSettings {
     pool::ReserveSettings {
         workers: config.reserve_workers,
@@ -385,6 +389,8 @@ fn invoke_settings(config: &Config) -> invoke::Settings {
         event_bytes_max: config.event_bytes_max,
         wait_max: config.wait_max,
         idempotency_window: config.idempotency_window,
+        schedule_max: config.schedule_max,
+        hops_max: config.hops_max,
     }
 }
 

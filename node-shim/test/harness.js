@@ -107,7 +107,7 @@ class Worker {
 
   invoke(event = {}, params = {}) {
     return this.request('invoke', {
-      triggerType: 'UserSentMessage', invocationId: 'inv1', attempt: 1, timeoutMs: 60_000, event, ...params,
+      triggerType: 'UserSentMessage', invocationId: 'inv1', attempt: 1, hops: 0, timeoutMs: 60_000, event, ...params,
     });
   }
 

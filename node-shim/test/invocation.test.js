@@ -15,12 +15,12 @@ test('context has the fields of the contract', async (t) => {
     env.SECRET = 'changed'; app.id = 'changed';
     return { app, fn, trigger, invocation, aborted: signal.aborted, left: context.remainingMs(), secret: env.SECRET,
       same: context.signal === signal, log: Object.keys(log), deny: typeof deny, keys: Object.keys(context) };`,
-  { env: { SECRET: 's3' }, params: { invocationId: 'inv9', attempt: 3, timeoutMs: 5000 } });
+  { env: { SECRET: 's3' }, params: { invocationId: 'inv9', attempt: 3, hops: 2, timeoutMs: 5000 } });
   assert.ok(value.left > 3000 && value.left <= 5000, String(value.left));
   delete value.left;
   assert.deepEqual(value, {
     app: { id: 'app1' }, fn: { name: 'F', version: 7 }, trigger: { type: 'UserSentMessage', blocking: true },
-    invocation: { id: 'inv9', attempt: 3 }, aborted: false, secret: 's3', same: true,
+    invocation: { id: 'inv9', attempt: 3, hops: 2 }, aborted: false, secret: 's3', same: true,
     log: ['debug', 'info', 'warn', 'error'], deny: 'function',
     keys: ['app', 'function', 'trigger', 'invocation', 'signal', 'remainingMs', 'env', 'log', 'initialization', 'deny'],
   });

@@ -23,7 +23,7 @@ test('a handshake: ready, initialize, invoke, shutdown', async (t) => {
 
 test('frames may be cut anywhere and may share a chunk', async (t) => {
   const worker = await serve(t, ECHO, { concurrency: 50 });
-  const params = { triggerType: 'UserSentMessage', invocationId: 'i', attempt: 1, timeoutMs: 1000 };
+  const params = { triggerType: 'UserSentMessage', invocationId: 'i', attempt: 1, hops: 0, timeoutMs: 1000 };
   const invoke = (id, event) => frame({ jsonrpc: '2.0', id, method: 'invoke', params: { ...params, event } });
   worker.sendRaw(invoke('a1', 1) + invoke('a2', 2) + invoke('a3', 'ü'));
   for (const id of ['a1', 'a2', 'a3']) await worker.message((m) => m.id === id);

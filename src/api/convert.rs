@@ -76,6 +76,12 @@ pub(super) fn duration(name: &str, value: Option<prost_types::Duration>) -> Resu
 }
 
 /// # Errors
+/// No such time.
+pub(super) fn time(name: &str, value: prost_types::Timestamp) -> Result<SystemTime, Status> {
+    SystemTime::try_from(value).map_err(|_| invalid("INVALID_TIME", format!("{name} is not a time")))
+}
+
+/// # Errors
 /// A duration is negative, or an enum has no such value.
 pub(super) fn project_spec(spec: proto::VersionSpec) -> Result<ProjectSpec, Status> {
     Ok(ProjectSpec {

@@ -77,6 +77,7 @@ impl From<store::Error> for Status {
         match &err {
             store::Error::UnknownApp(_) => with_reason(Code::NotFound, "APP_NOT_FOUND", err.to_string()),
             store::Error::Closed => draining(),
+            store::Error::QueueFull { .. } => with_retry(Code::ResourceExhausted, "QUEUE_FULL", err.to_string()),
             store::Error::Database { .. } => {
                 tracing::error!(%err, "failed to use the store");
                 with_retry(Code::Unavailable, "STORE_UNAVAILABLE", "the store cannot be used right now")
@@ -113,6 +114,9 @@ impl From<invoke::Error> for Status {
             invoke::Error::SchemaMismatch { .. } => invalid("SCHEMA_MISMATCH", message),
             invoke::Error::EventTooLarge { .. } => invalid("EVENT_TOO_LARGE", message),
             invoke::Error::KeyTooLong { .. } => invalid("KEY_TOO_LONG", message),
+            invoke::Error::ScheduledBlocking { .. } => invalid("DELIVER_AT_BLOCKING", message),
+            invoke::Error::TooFarAhead { .. } => invalid("DELIVER_AT_TOO_FAR", message),
+            invoke::Error::Loop { .. } => with_reason(Code::FailedPrecondition, "LOOP", message),
             invoke::Error::Version(err) => err.into(),
             invoke::Error::AtCapacity(_) => with_retry(Code::ResourceExhausted, "AT_CAPACITY", message),
             invoke::Error::NoWorker(_) => {

@@ -28,6 +28,8 @@ pub struct Attempt<'a> {
     pub event: RawJson,
     pub number: u32,
     pub event_id: Option<EventId>,
+    /// Functions that led to the event, one by another's doing.
+    pub hops: u32,
     pub deadline: Option<Instant>,
 }
 
@@ -132,6 +134,7 @@ impl Invoker {
             trigger_type: function.trigger_type.clone(),
             invocation: record.id,
             attempt: attempt.number,
+            hops: attempt.hops,
             event: record.event.clone(),
             timeout,
         };

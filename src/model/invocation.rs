@@ -211,4 +211,10 @@ pub struct Event {
     pub enqueued_at: SystemTime,
     /// Of the claim: 1 for the first.
     pub attempt: u32,
+    /// Those before it was sent off again: they do not count against its function's policy.
+    pub attempts_before: u32,
+    /// When it could first run, or was sent off again: what its age is counted from.
+    pub since: SystemTime,
+    /// Functions that led to it, one by another's doing.
+    pub hops: u32,
 }

@@ -35,6 +35,7 @@ pub struct Request {
     pub trigger_type: TriggerType,
     pub invocation: InvocationId,
     pub attempt: u32,
+    pub hops: u32,
     pub event: RawJson,
     pub timeout: Duration,
 }
@@ -71,6 +72,7 @@ impl Lease {
             trigger_type: request.trigger_type,
             invocation: request.invocation,
             attempt: request.attempt,
+            hops: request.hops,
             event: request.event,
             timeout: request.timeout,
             on_free,

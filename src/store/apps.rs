@@ -79,6 +79,7 @@ impl Store {
         // Everything else, and what came meanwhile, goes by cascade.
         let query = sqlx::query("DELETE FROM apps WHERE id = $1").bind(id.as_str());
         let deleted = query.execute(self.write()).await.map_err(during("delete an app"))?;
+        self.inner.queue.forget(id);
         Ok(deleted.rows_affected() > 0)
     }
 
@@ -104,9 +105,9 @@ fn decode(row: &Row) -> Result<App, Error> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::HistoryItem;
     use super::super::history::tests::{line, started};
     use super::super::testing::{app, at, event, ready_version, row_counts, store, trigger};
+    use super::super::{AttemptEnd, Disposition, HistoryItem};
     use super::*;
 
     #[tokio::test]
@@ -153,6 +154,9 @@ mod tests {
         for id in ["shop", "other"] {
             ready_version(&store, id).await;
             store.enqueue(event(id)).await.expect("enqueue");
+            let claimed = store.claim(&[(app(id), 1)], at(60), at(1)).await.expect("claim").remove(0);
+            let (retry, ended) = (Disposition::Retry { due_at: at(2) }, AttemptEnd { invocation: None, failure: None });
+            assert!(store.finish_claim(&claimed, retry, Some(ended), at(1)).await.expect("finish"));
             let invocation = started(id);
             let items = [HistoryItem::Log(line(id, Some(invocation.id), at(1))), HistoryItem::Started(invocation)];
             store.record(&items).await.expect("record");

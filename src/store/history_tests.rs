@@ -1,5 +1,5 @@
 use super::super::testing::{app, at, ready_version, store, trigger};
-use super::super::{AppChange, Store};
+use super::super::{AppChange, QueueLimits, Store};
 use super::*;
 use crate::model::{Denial, LogSource, Outcome, RawJson, Timings};
 
@@ -84,7 +84,7 @@ async fn each_outcome_survives() {
     record(&store, []).await;
     store.close().await;
 
-    let store = Store::open(&dir.path().join("store.db")).await.expect("reopen");
+    let store = Store::open(&dir.path().join("store.db"), QueueLimits::default()).await.expect("reopen");
     for invocation in expected {
         assert_eq!(stored(&store, invocation.id).await.as_ref(), Some(&invocation));
         assert_eq!(store.invocation(&app("other"), invocation.id).await.expect("invocation"), None);

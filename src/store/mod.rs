@@ -4,34 +4,32 @@
 //! transaction that reads first and writes later would fail at once, whatever the busy timeout. Readers have connections
 //! of their own that cannot write. Callers speak [`crate::model`]; no SQL type leaves this module, no proto type enters.
 //!
-//! Start reading at [`Store::open`], then `events.rs`, where the promises of the queue are kept.
+//! Start reading at [`Store::open`], then [`queue`], where the promises about events are kept.
 
 mod apps;
 mod codec;
-mod enqueuer;
-mod events;
 mod history;
 mod idempotency;
 mod invocation_row;
 mod open;
+mod queue;
 #[cfg(test)]
 pub mod testing;
 mod versions;
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use sqlx::{Sqlite, SqlitePool, Transaction};
-use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
 
 use crate::model::AppId;
 
 pub use apps::{App, AppChange};
-pub use events::{ClaimId, ClaimedEvent, Disposition, Enqueued, NewEvent, QueueFigures};
 pub use history::{HistoryItem, InvocationFilter, LogFilter, LogPosition};
+pub use queue::{
+    AttemptEnd, AttemptRecord, ClaimId, ClaimedEvent, DeadReason, Disposition, Due, Enqueued, EventRecord, NewEvent,
+    QueueFigures, QueueLimits,
+};
 pub use versions::{BeginError, DeleteVersion, NewVersion, PublishKey};
 
 /// What can go wrong here. Cheap to clone: one failed transaction may be the answer to many callers.
@@ -55,6 +53,11 @@ pub enum Error {
     Corrupt(String),
     #[error("app {0} does not exist")]
     UnknownApp(AppId),
+    #[error("{} wait or run, which is the limit: try again later", match app {
+        Some(app) => format!("{limit} events of app {app}"),
+        None => format!("{limit} events of all apps"),
+    })]
+    QueueFull { app: Option<AppId>, limit: u64 },
     #[error("the store is closed")]
     Closed,
 }
@@ -69,32 +72,22 @@ struct Inner {
     /// One connection: SQLite has one writer.
     write: SqlitePool,
     read: SqlitePool,
-    enqueues: mpsc::Sender<enqueuer::Request>,
-    enqueuer: Mutex<Option<JoinHandle<()>>>,
-    /// Makes the enqueuer stop accepting; it still commits what it has accepted.
-    stop: CancellationToken,
-    enqueue_batches: Arc<AtomicU64>,
+    queue: queue::Writer,
 }
 
 impl Store {
     /// Writes down what was accepted and closes the file. On return every accepted event is durable or its caller has
     /// an error, and no connection is left. A second call does nothing.
     pub async fn close(&self) {
-        self.inner.stop.cancel();
-        let enqueuer = self.inner.enqueuer.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(task) = enqueuer
-            && let Err(err) = task.await
-        {
-            tracing::error!("the store's enqueuer ended badly: {err}");
-        }
+        self.inner.queue.close().await;
         // Readers first: the last connection to close folds the log into the file, and a reader cannot.
         self.inner.read.close().await;
         self.inner.write.close().await;
     }
 
-    /// Transactions that enqueued something, since open.
-    pub fn enqueue_batches(&self) -> u64 {
-        self.inner.enqueue_batches.load(Ordering::Relaxed)
+    /// Transactions that enqueued or finished something, since open.
+    pub fn queue_batches(&self) -> u64 {
+        self.inner.queue.batches()
     }
 
     /// Gives up to a thousand free pages back to the file system: call it now and then after a purge.
@@ -143,7 +136,7 @@ mod tests {
         }
         let (_dir, store) = store().await;
         let (id, one) = (app("shop"), VersionNumber(1));
-        is_send(Store::open("x".as_ref()));
+        is_send(Store::open("x".as_ref(), QueueLimits::default()));
         is_send(store.begin_version(building("shop")));
         is_send(store.finish_version(&built(&building("shop"), one), true, None));
         is_send(store.list_apps(None, 1));
@@ -152,7 +145,7 @@ mod tests {
         is_send(store.layers_in_use(&id));
         is_send(store.layer_for(&id, ""));
         is_send(store.enqueue(event("shop")));
-        is_send(store.claim(1, at(1), at(0)));
+        is_send(store.claim(&[(id.clone(), 1)], at(1), at(0)));
         is_send(store.record(&[]));
         is_send(store.list_invocations(&id, InvocationFilter::default(), None, 1, 1));
         is_send(store.logs(&id, LogFilter::default(), 1));

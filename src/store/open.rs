@@ -1,19 +1,16 @@
 //! Opening the file: its mode, its settings, its migrations, and clear words where it is not ours.
 
 use std::path::Path;
-use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::SqlitePool;
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::sqlite::{SqliteAutoVacuum, SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use tokio::fs::OpenOptions;
-use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
 
-use super::enqueuer::{self, Enqueuer};
-use super::{Error, Inner, Store, during};
+use super::queue::{Backlog, Writer};
+use super::{Error, Inner, QueueLimits, Store, during};
 
 static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
 
@@ -29,19 +26,16 @@ impl Store {
     ///
     /// # Errors
     /// The file cannot be opened, is not ours, or was written by a newer chatfn.
-    pub async fn open(path: &Path) -> Result<Self, Error> {
+    pub async fn open(path: &Path, limits: QueueLimits) -> Result<Self, Error> {
         create_private(path).await?;
         let write = open_writer(path).await?;
         migrate(path, &write).await?;
         // After the migrations: a reader can neither create the file nor switch it to WAL.
         let read = open_readers(path).await?;
 
-        let (enqueues, requests) = mpsc::channel(enqueuer::WAITING_MAX);
-        let stop = CancellationToken::new();
-        let enqueue_batches = Arc::new(AtomicU64::new(0));
-        let task = Enqueuer::new(write.clone(), requests, stop.clone(), enqueue_batches.clone());
-        let enqueuer = Mutex::new(Some(tokio::spawn(task.run())));
-        Ok(Self { inner: Arc::new(Inner { write, read, enqueues, enqueuer, stop, enqueue_batches }) })
+        let backlog = Backlog::open(&read, limits).await?;
+        let queue = Writer::start(write.clone(), backlog);
+        Ok(Self { inner: Arc::new(Inner { write, read, queue }) })
     }
 }
 
@@ -108,7 +102,7 @@ mod tests {
     use super::*;
 
     async fn refusal(path: &Path) -> String {
-        Store::open(path).await.err().expect("a refusal").to_string()
+        Store::open(path, QueueLimits::default()).await.err().expect("a refusal").to_string()
     }
 
     #[tokio::test]
@@ -141,7 +135,7 @@ mod tests {
         store.close().await;
         assert!(matches!(store.app(&app("shop")).await, Err(Error::Closed)));
 
-        let store = Store::open(&dir.path().join("store.db")).await.expect("reopen");
+        let store = Store::open(&dir.path().join("store.db"), QueueLimits::default()).await.expect("reopen");
         assert_eq!(store.version(&app("shop"), version.number).await.expect("version"), Some(version));
     }
 

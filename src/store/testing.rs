@@ -5,14 +5,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tempfile::TempDir;
 
-use super::{NewEvent, NewVersion, Store};
+use super::{NewEvent, NewVersion, QueueLimits, Store};
 use crate::model::{
     AppId, FailurePolicy, Function, Limits, RawJson, RetryPolicy, TriggerType, Version, VersionNumber, VersionState,
 };
 
 pub async fn store() -> (TempDir, Store) {
     let dir = tempfile::tempdir().expect("tempdir");
-    let store = Store::open(&dir.path().join("store.db")).await.expect("open");
+    let store = Store::open(&dir.path().join("store.db"), QueueLimits::default()).await.expect("open");
     (dir, store)
 }
 
@@ -94,6 +94,8 @@ pub fn event(app_id: &str) -> NewEvent {
         idempotency_key: None,
         due_at: at(0),
         enqueued_at: at(0),
+        hops: 0,
+        dead: None,
     }
 }
 

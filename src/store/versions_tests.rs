@@ -99,10 +99,10 @@ async fn a_version_in_use_is_not_deleted() {
 
     store.enqueue(event("shop")).await.expect("enqueue");
     assert_eq!(delete(1).await, DeleteVersion::NeededByEvents(1));
-    let claimed = store.claim(1, at(60), at(1)).await.expect("claim").remove(0);
+    let claimed = store.claim(&[(app("shop"), 1)], at(60), at(1)).await.expect("claim").remove(0);
     assert_eq!(delete(1).await, DeleteVersion::NeededByEvents(1), "also while it runs");
-    let dead = Disposition::Dead { reason: "attempts".to_owned(), error: "boom".to_owned() };
-    assert!(store.finish_claim(claimed.event.id, claimed.claim, dead, at(2)).await.expect("finish"));
+    let dead = Disposition::Dead { reason: crate::store::DeadReason::AttemptsExhausted };
+    assert!(store.finish_claim(&claimed, dead, None, at(2)).await.expect("finish"));
     assert_eq!(delete(1).await, DeleteVersion::Deleted);
     assert_eq!(delete(1).await, DeleteVersion::NotFound);
     assert!(store.environment(&app("shop"), VersionNumber(1)).await.expect("environment").is_empty());

@@ -303,6 +303,7 @@ impl Driver {
             trigger_type: job.trigger_type.as_str(),
             invocation_id: &job.invocation.to_string(),
             attempt: job.attempt,
+            hops: job.hops,
             timeout_ms,
             event,
         };

@@ -108,6 +108,8 @@ pub struct Job {
     pub trigger_type: TriggerType,
     pub invocation: InvocationId,
     pub attempt: u32,
+    /// Functions that led to the event, one by another's doing.
+    pub hops: u32,
     pub event: RawJson,
     /// From now until the caller is answered.
     pub timeout: Duration,

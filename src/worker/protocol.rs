@@ -51,6 +51,7 @@ pub struct Invoke<'a> {
     pub trigger_type: &'a str,
     pub invocation_id: &'a str,
     pub attempt: u32,
+    pub hops: u32,
     pub timeout_ms: u64,
     pub event: &'a RawValue,
 }

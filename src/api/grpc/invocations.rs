@@ -42,7 +42,7 @@ impl Invocations {
 #[tonic::async_trait]
 impl InvocationService for Invocations {
     async fn invoke(&self, request: Request<proto::InvokeRequest>) -> Result<Response<proto::InvokeResponse>, Status> {
-        let deadline = caller_deadline(request.metadata());
+        let (deadline, hops) = (caller_deadline(request.metadata()), caller_hops(request.metadata())?);
         self.0.accept()?;
         let request = request.into_inner();
         let answer = self.0.invoker.call(Call {
@@ -52,6 +52,8 @@ impl InvocationService for Invocations {
             idempotency_key: non_empty(request.idempotency_key),
             ordering_key: non_empty(request.ordering_key),
             version: request.version.map(version_number).transpose()?,
+            deliver_at: request.deliver_at.map(|at| convert::time("deliver_at", at)).transpose()?,
+            hops,
             deadline,
         });
         Ok(Response::new(convert::answer(answer.await?)))
@@ -131,6 +133,13 @@ impl InvocationService for Invocations {
         let follower = Follower { live, app: app.id, filter, drain: self.0.drain.clone(), missed: VecDeque::new() };
         Ok(Response::new(Box::pin(stored.chain(follower.stream().map(shown)))))
     }
+}
+
+/// The `x-chatfn-hops` header: functions that led to the event, one by another's doing.
+fn caller_hops(metadata: &MetadataMap) -> Result<u32, Status> {
+    let Some(value) = metadata.get("x-chatfn-hops") else { return Ok(0) };
+    let hops = value.to_str().ok().and_then(|text| text.parse().ok());
+    hops.ok_or_else(|| invalid("INVALID_HOPS", "x-chatfn-hops must be a whole number".to_owned()))
 }
 
 /// The `grpc-timeout` header (gRPC over HTTP/2, "Timeout"): at most eight digits and a unit.

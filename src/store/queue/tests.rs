@@ -22,19 +22,28 @@ async fn add(store: &Store, event: NewEvent) -> EventId {
 }
 
 async fn claim(store: &Store, limit: u32, now: u64) -> Vec<ClaimedEvent> {
-    store.claim(limit, at(now + 60), at(now)).await.expect("claim")
+    store.claim(&[(app("shop"), limit)], at(now + 60), at(now)).await.expect("claim")
 }
 
 async fn finish(store: &Store, claimed: &ClaimedEvent, disposition: Disposition) -> bool {
-    store.finish_claim(claimed.event.id, claimed.claim, disposition, at(500)).await.expect("finish")
+    let failed = matches!(disposition, Disposition::Retry { .. } | Disposition::Dead { .. });
+    let failure = failed.then(|| FunctionFailure::new(FailureKind::Thrown, "Error", "boom".to_owned()));
+    let attempt = AttemptEnd { invocation: None, failure };
+    store.finish_claim(claimed, disposition, Some(attempt), at(500)).await.expect("finish")
 }
 
 fn retry(due: u64) -> Disposition {
-    Disposition::Retry { due_at: at(due), error: "boom".to_owned() }
+    Disposition::Retry { due_at: at(due) }
 }
 
 fn dead() -> Disposition {
-    Disposition::Dead { reason: "attempts".to_owned(), error: "boom".to_owned() }
+    Disposition::Dead { reason: DeadReason::AttemptsExhausted }
+}
+
+/// When the app's next event may be claimed.
+async fn next_due(store: &Store) -> Option<SystemTime> {
+    let due = store.due().await.expect("due");
+    due.apps.into_iter().find(|(id, _)| *id == app("shop")).map(|(_, at)| at)
 }
 
 async fn figures(store: &Store) -> (u64, u64, u64) {
@@ -56,12 +65,12 @@ async fn a_thousand_concurrent_events_are_durable_in_few_transactions() {
     let enqueued = try_join_all(tasks).await.expect("join");
     let ids: HashSet<EventId> = enqueued.into_iter().map(|e| e.expect("enqueue").event_id).collect();
     assert_eq!(ids.len(), 1000);
-    let batches = store.enqueue_batches();
+    let batches = store.queue_batches();
     assert!(batches <= 100, "{batches} transactions");
     store.close().await;
     assert!(matches!(store.enqueue(event("shop")).await, Err(Error::Closed)));
 
-    let store = Store::open(&dir.path().join("store.db")).await.expect("reopen");
+    let store = Store::open(&dir.path().join("store.db"), QueueLimits::default()).await.expect("reopen");
     assert_eq!(figures(&store).await, (1000, 0, 0));
     let claimed: HashSet<EventId> = claim(&store, 2000, 1).await.iter().map(|c| c.event.id).collect();
     assert_eq!(claimed, ids);
@@ -83,7 +92,7 @@ async fn closing_commits_what_was_accepted() {
     let results = try_join_all(tasks).await.expect("join");
     let accepted = results.iter().filter(|r| r.is_ok()).count();
     assert!(results.iter().all(|r| matches!(r, Ok(_) | Err(Error::Closed))), "{results:?}");
-    let store = Store::open(&dir.path().join("store.db")).await.expect("reopen");
+    let store = Store::open(&dir.path().join("store.db"), QueueLimits::default()).await.expect("reopen");
     assert_eq!(figures(&store).await.0, accepted as u64);
 }
 
@@ -142,7 +151,7 @@ async fn events_are_claimed_when_due_and_the_oldest_due_first() {
     add(&store, due(10, "10")).await;
     add(&store, due(20, "20")).await;
     assert!(claim(&store, 10, 9).await.is_empty());
-    assert_eq!(store.next_due().await.expect("next"), Some(at(10)));
+    assert_eq!(next_due(&store).await, Some(at(10)));
     let first = claim(&store, 1, 25).await;
     assert_eq!(payloads(&first), ["10"]);
     assert_eq!((first[0].event.attempt, first[0].event.enqueued_at), (1, at(0)));
@@ -166,7 +175,7 @@ async fn a_key_keeps_its_order_through_retries() {
     assert!(finish(&store, &claimed[0], retry(100)).await);
     assert!(claim(&store, 10, 99 - 60).await.is_empty(), "nothing overtakes a retry");
     assert!(finish(&store, &claimed[1], Disposition::Done).await);
-    assert_eq!(store.next_due().await.expect("next"), Some(at(100)), "those behind it do not count");
+    assert_eq!(next_due(&store).await, Some(at(100)), "those behind it do not count");
     let again = claim(&store, 10, 100).await;
     assert_eq!((payloads(&again), again[0].event.attempt), (vec!["1"], 2));
     assert!(finish(&store, &again[0], dead()).await, "a dead letter lets the next one go");
@@ -183,7 +192,9 @@ async fn the_same_key_under_another_trigger_or_app_is_another_order() {
     add(&store, keyed("a", 1)).await;
     add(&store, NewEvent { app: app("other"), ..keyed("a", 2) }).await;
     add(&store, NewEvent { trigger_type: TriggerType::stored("UserReadMessage".to_owned()), ..keyed("a", 3) }).await;
-    assert_eq!(payloads(&claim(&store, 10, 1).await), ["1", "2", "3"]);
+    let shares = [(app("other"), 10), (app("shop"), 10)];
+    let claimed = store.claim(&shares, at(60), at(1)).await.expect("claim");
+    assert_eq!(payloads(&claimed), ["2", "1", "3"]);
 }
 
 #[tokio::test]
@@ -195,8 +206,7 @@ async fn an_older_event_that_returns_waits_for_the_one_in_flight() {
     assert!(finish(&store, &first[0], dead()).await);
     let second = claim(&store, 10, 2).await;
     assert_eq!(payloads(&second), ["2"]);
-    // What a redrive does.
-    sqlx::query("UPDATE events SET state = 0 WHERE state = 4").execute(store.write()).await.expect("redrive");
+    assert_eq!(store.redrive(&app("shop"), None, 10, at(3)).await.expect("redrive").len(), 1);
     assert!(claim(&store, 10, 3).await.is_empty());
     let taken_over = claim(&store, 10, 100).await;
     assert_eq!(payloads(&taken_over), ["2"], "and its expired claim can be taken over");
@@ -221,7 +231,7 @@ async fn an_expired_claim_is_taken_over_and_the_fence_refuses_the_late_finisher(
     assert!(finish(&store, &taker, Disposition::Done).await);
     assert!(!finish(&store, &taker, retry(0)).await, "a claim ends once");
     assert!(!store.renew_claim(&taker, at(999)).await.expect("renew"));
-    assert_eq!((figures(&store).await, store.next_due().await.expect("next")), ((0, 0, 0), None));
+    assert_eq!((figures(&store).await, next_due(&store).await), ((0, 0, 0), None));
 }
 
 #[tokio::test]
@@ -229,7 +239,7 @@ async fn an_expired_claim_that_nobody_took_over_can_still_be_finished() {
     let (_dir, store) = store_with_app().await;
     add(&store, event("shop")).await;
     let claimed = claim(&store, 1, 0).await.remove(0);
-    assert_eq!(store.next_due().await.expect("next"), Some(at(60)));
+    assert_eq!(next_due(&store).await, Some(at(60)));
     assert!(finish(&store, &claimed, Disposition::Done).await);
     assert!(claim(&store, 1, 100).await.is_empty());
 }
@@ -259,8 +269,7 @@ async fn only_finished_events_are_purged_and_in_batches() {
     let claimed = claim(&store, 5, 1).await;
     let skipped = Disposition::Skipped { reason: "gone".to_owned() };
     for (n, disposition) in [Disposition::Done, skipped, Disposition::Done, dead()].into_iter().enumerate() {
-        let (id, fence) = (claimed[n].event.id, claimed[n].claim);
-        assert!(store.finish_claim(id, fence, disposition, at(n as u64)).await.expect("finish"));
+        assert!(store.finish_claim(&claimed[n], disposition, None, at(n as u64)).await.expect("finish"));
     }
     let purge = async |now: u64, limit| {
         let second = Duration::from_secs(1);
@@ -271,36 +280,41 @@ async fn only_finished_events_are_purged_and_in_batches() {
     assert_eq!(purge(1000, 10).await, 1);
     assert_eq!(purge(1000, 10).await, 0);
     assert_eq!(figures(&store).await, (1, 1, 1));
-    let (reason, error): (String, String) = sqlx::query_as("SELECT reason, error FROM events WHERE state = 4")
-        .fetch_one(store.read())
-        .await
-        .expect("dead letter");
-    assert_eq!((reason.as_str(), error.as_str()), ("attempts", "boom"));
+    let dead_letters = store.dead_letters(&app("shop"), None, 10).await.expect("list");
+    assert_eq!(dead_letters[0].reason.as_deref(), Some("ATTEMPTS_EXHAUSTED"));
+    let old = async |before: u64| store.purge_old_dead_letters(at(before), 10).await.expect("purge");
+    assert_eq!((old(3).await, old(4).await, old(1000).await), (0, 1, 0), "it died at 3");
 }
 
 #[tokio::test]
 async fn the_queue_is_never_scanned() {
     let (_dir, store) = store_with_app().await;
-    for sql in [CLAIM, NEXT_DUE] {
+    let plan = async |sql: &str, binds: usize| {
         let explain = sqlx::AssertSqlSafe(format!("EXPLAIN QUERY PLAN {sql}"));
-        let rows = sqlx::query(explain).bind(0).bind(0).bind(0).bind(10).fetch_all(store.write()).await;
-        let plan: Vec<String> =
-            rows.expect("plan").iter().map(|row| get::<String>(row, "detail").expect("detail")).collect();
-        let plan = plan.join("\n");
-        assert!(
-            plan.contains("e USING INDEX events_due") || plan.contains("e USING COVERING INDEX events_due"),
-            "{plan}"
-        );
-        assert!(plan.contains("INDEX events_turn") && plan.contains("INDEX events_in_flight"), "{plan}");
+        let query = (0..binds).fold(sqlx::query(explain), |query, _| query.bind(0));
+        let rows = query.fetch_all(store.write()).await.expect("plan");
+        let lines: Vec<String> = rows.iter().map(|row| get::<String>(row, "detail").expect("detail")).collect();
+        lines.join("\n")
+    };
+    let claim = plan(CLAIM, 5).await;
+    assert!(claim.contains("SEARCH e USING INDEX events_due (app_id=? AND due_at<?)"), "{claim}");
+    let due = plan(DUE, 0).await;
+    assert!(due.contains("SEARCH e USING INDEX events_due (app_id>?)"), "{due}");
+    let advance = plan(line::ADVANCE, 1).await;
+    assert!(advance.contains("INDEX events_waiting (app_id=? AND trigger_type=? AND ordering_key=?)"), "{advance}");
+    assert!(advance.contains("INDEX events_head (app_id=? AND trigger_type=? AND ordering_key=?)"), "{advance}");
+    for plan in [claim, due, advance] {
         assert!(!plan.contains("TEMP B-TREE"), "the limit has to stop the search early: {plan}");
-        // NEXT_DUE walks its index from the front.
-        let scans = plan.lines().filter(|line| line.starts_with("SCAN") && !line.contains("INDEX events_due"));
-        assert_eq!(scans.count(), 0, "{plan}");
+        // The first app is read from the front of the index; `due` is what was found so far.
+        let scans = plan.lines().filter(|line| line.starts_with("SCAN") && !line.contains("events_due"));
+        assert!(scans.clone().all(|line| line.starts_with("SCAN due") || line.starts_with("SCAN (subquery")), "{plan}");
     }
 }
 
 /// What the queue should do, simply.
 mod model {
+    use std::collections::HashMap;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -309,6 +323,7 @@ mod model {
     enum Step {
         Enqueue {
             key: Option<u8>,
+            /// More than 0: it is scheduled.
             delay: u64,
         },
         Claim {
@@ -317,8 +332,11 @@ mod model {
         /// Of the claims ever made, the one with this index (modulo their number), late ones included.
         Finish {
             index: usize,
-            retry_in: Option<u64>,
-            release: bool,
+            end: End,
+        },
+        /// Of all that were ever queued, the one with this index, if it is a dead letter.
+        Redrive {
+            index: usize,
         },
         Pass {
             seconds: u64,
@@ -326,67 +344,123 @@ mod model {
         Restart,
     }
 
+    #[derive(Debug, Clone, Copy, PartialEq)]
+    enum End {
+        Done,
+        Dead,
+        RetryIn(u64),
+        ReleaseFor(u64),
+    }
+
     fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let end = prop_oneof![
+            3 => Just(End::Done),
+            1 => Just(End::Dead),
+            1 => (0..20u64).prop_map(End::RetryIn),
+            1 => (0..20u64).prop_map(End::ReleaseFor),
+        ];
+        let delay = prop_oneof![2 => Just(0), 1 => 1..20u64];
         let step = prop_oneof![
-            4 => (proptest::option::of(0..3u8), 0..20u64).prop_map(|(key, delay)| Step::Enqueue { key, delay }),
+            5 => (proptest::option::of(0..3u8), delay).prop_map(|(key, delay)| Step::Enqueue { key, delay }),
             4 => (1..4u32).prop_map(|limit| Step::Claim { limit }),
-            6 => (any::<usize>(), proptest::option::of(0..20u64), any::<bool>())
-                .prop_map(|(index, retry_in, release)| Step::Finish { index, retry_in, release }),
+            6 => (any::<usize>(), end).prop_map(|(index, end)| Step::Finish { index, end }),
+            1 => any::<usize>().prop_map(|index| Step::Redrive { index }),
             3 => (1..50u64).prop_map(|seconds| Step::Pass { seconds }),
             1 => Just(Step::Restart),
         ];
-        proptest::collection::vec(step, 1..60)
+        proptest::collection::vec(step, 1..80)
+    }
+
+    #[derive(Clone, Copy, PartialEq)]
+    enum State {
+        Scheduled,
+        /// In its line, or due without one.
+        Queued,
+        /// The index of the claim that holds it.
+        Claimed(usize),
+        Dead,
+        Done,
     }
 
     struct Entry {
         id: EventId,
         key: Option<u8>,
+        place: usize,
         due: u64,
+        since: u64,
         attempt: u32,
-        /// The index of the claim that holds it.
-        claim: Option<usize>,
+        state: State,
     }
 
     #[derive(Default)]
     struct Queue {
-        /// In the order of arrival; what ended is gone.
+        /// In the order of arrival.
         entries: Vec<Entry>,
+        /// Of each key: who is at the head of its line.
+        heads: HashMap<u8, usize>,
         claims: Vec<ClaimedEvent>,
         now: u64,
     }
 
     impl Queue {
-        fn has_turn(&self, n: usize) -> bool {
-            let e = &self.entries[n];
-            let same = |p: &Entry| p.key.is_some() && p.key == e.key;
-            e.claim.is_some()
-                || !self.entries[..n].iter().any(same) && !self.entries.iter().any(|p| same(p) && p.claim.is_some())
+        fn advance(&mut self, key: Option<u8>) {
+            let Some(key) = key.filter(|key| !self.heads.contains_key(key)) else { return };
+            let entries = self.entries.iter().enumerate();
+            let waiting = entries.filter(|(_, e)| e.key == Some(key) && e.state == State::Queued);
+            if let Some((first, _)) = waiting.min_by_key(|(n, e)| (e.place, *n)) {
+                self.heads.insert(key, first);
+            }
         }
 
+        /// In the order in which they may be claimed.
         fn claimable(&self) -> Vec<(u64, usize)> {
-            let ready = (0..self.entries.len()).filter(|&n| self.entries[n].due <= self.now && self.has_turn(n));
-            let mut ready: Vec<_> = ready.map(|n| (self.entries[n].due, n)).collect();
-            ready.sort_unstable();
-            ready
+            let ready = |n: &usize| {
+                let e = &self.entries[*n];
+                let turn = e.key.is_none_or(|key| self.heads.get(&key) == Some(n));
+                turn && matches!(e.state, State::Queued | State::Claimed(_))
+            };
+            let mut all: Vec<_> = (0..self.entries.len()).filter(ready).map(|n| (self.entries[n].due, n)).collect();
+            all.sort_unstable();
+            all
         }
 
-        fn next_due(&self) -> Option<SystemTime> {
-            (0..self.entries.len()).filter(|&n| self.has_turn(n)).map(|n| self.entries[n].due).min().map(at)
+        fn join_lines(&mut self) {
+            let scheduled = |n: &usize| self.entries[*n].state == State::Scheduled && self.entries[*n].due <= self.now;
+            let mut due: Vec<_> = (0..self.entries.len()).filter(scheduled).map(|n| (self.entries[n].due, n)).collect();
+            due.sort_unstable();
+            for (_, n) in due {
+                self.entries[n].place = self.entries.len() + 1;
+                self.entries[n].state = State::Queued;
+                self.advance(self.entries[n].key);
+            }
+        }
+
+        fn leave(&mut self, n: usize, state: State) {
+            self.entries[n].state = state;
+            if let Some(key) = self.entries[n].key {
+                self.heads.remove(&key);
+                self.advance(Some(key));
+            }
         }
 
         async fn step(&mut self, store: &Store, step: Step) {
             match step {
                 Step::Pass { seconds } => self.now += seconds,
                 Step::Enqueue { key, delay } => {
-                    let due = self.now + delay;
+                    let (now, due) = (self.now, self.now + delay);
                     let ordering_key = key.map(|k| k.to_string());
-                    let new = NewEvent { ordering_key, due_at: at(due), ..event("shop") };
+                    let new = NewEvent { ordering_key, due_at: at(due), enqueued_at: at(now), ..event("shop") };
                     let id = add(store, new).await;
-                    self.entries.push(Entry { id, key, due, attempt: 0, claim: None });
+                    let state = if key.is_some() && delay > 0 { State::Scheduled } else { State::Queued };
+                    let place = self.entries.len() + 1;
+                    self.entries.push(Entry { id, key, place, due, since: due, attempt: 0, state });
+                    self.advance(key);
                 }
                 Step::Claim { limit } => {
-                    let mut expected: Vec<usize> =
-                        self.claimable().into_iter().take(limit as usize).map(|(_, n)| n).collect();
+                    store.join_lines(at(self.now)).await.expect("join");
+                    self.join_lines();
+                    let due = self.claimable().into_iter().filter(|(due, _)| *due <= self.now);
+                    let mut expected: Vec<usize> = due.take(limit as usize).map(|(_, n)| n).collect();
                     expected.sort_unstable();
                     let claimed = claim(store, limit, self.now).await;
                     assert_eq!(claimed.len(), expected.len());
@@ -394,45 +468,64 @@ mod model {
                         let entry = &mut self.entries[n];
                         entry.attempt += 1;
                         entry.due = self.now + 60;
-                        entry.claim = Some(self.claims.len());
+                        entry.state = State::Claimed(self.claims.len());
                         assert_eq!((claimed.event.id, claimed.event.attempt), (entry.id, entry.attempt));
                         self.claims.push(claimed);
                     }
                 }
-                Step::Finish { index, retry_in, release } if !self.claims.is_empty() => {
+                Step::Finish { index, end } if !self.claims.is_empty() => {
                     let index = index % self.claims.len();
-                    let held = self.entries.iter().position(|e| e.claim == Some(index));
-                    let due = self.now + retry_in.unwrap_or(0);
-                    let disposition = match retry_in {
-                        None => Disposition::Done,
-                        Some(_) if release => Disposition::Release { due_at: at(due) },
-                        Some(_) => retry(due),
+                    let held = self.entries.iter().position(|e| e.state == State::Claimed(index));
+                    let disposition = match end {
+                        End::Done => Disposition::Done,
+                        End::Dead => dead(),
+                        End::RetryIn(seconds) => retry(self.now + seconds),
+                        End::ReleaseFor(seconds) => Disposition::Release { due_at: at(self.now + seconds) },
                     };
                     assert_eq!(finish(store, &self.claims[index], disposition).await, held.is_some());
-                    match (held, retry_in) {
-                        (None, _) => {}
-                        (Some(n), None) => drop(self.entries.remove(n)),
-                        (Some(n), Some(_)) => {
+                    let Some(n) = held else { return };
+                    match end {
+                        End::Done => self.leave(n, State::Done),
+                        End::Dead => self.leave(n, State::Dead),
+                        End::RetryIn(seconds) | End::ReleaseFor(seconds) => {
                             let entry = &mut self.entries[n];
-                            (entry.due, entry.claim) = (due, None);
-                            entry.attempt -= u32::from(release);
+                            (entry.due, entry.state) = (self.now + seconds, State::Queued);
+                            entry.attempt -= u32::from(matches!(end, End::ReleaseFor(_)));
                         }
                     }
                 }
-                Step::Finish { .. } => {}
+                Step::Redrive { index } if !self.entries.is_empty() => {
+                    let n = index % self.entries.len();
+                    let id = self.entries[n].id;
+                    let redriven = store.redrive(&app("shop"), Some(&[id]), 10, at(self.now)).await.expect("redrive");
+                    let is_dead = self.entries[n].state == State::Dead;
+                    assert_eq!(redriven.len(), usize::from(is_dead));
+                    if is_dead {
+                        let entry = &mut self.entries[n];
+                        (entry.due, entry.since, entry.state) = (self.now, self.now, State::Queued);
+                        self.advance(self.entries[n].key);
+                    }
+                }
+                Step::Finish { .. } | Step::Redrive { .. } => {}
                 Step::Restart => {
                     store.release_claims().await.expect("release");
-                    for entry in self.entries.iter_mut().filter(|e| e.claim.is_some()) {
-                        (entry.due, entry.claim) = (0, None); // `event()` is enqueued at 0.
+                    for entry in &mut self.entries {
+                        if let State::Claimed(_) = entry.state {
+                            (entry.due, entry.state) = (entry.since, State::Queued);
+                        }
                     }
                 }
             }
-            assert_eq!(store.next_due().await.expect("next"), self.next_due());
+            assert_eq!(next_due(store).await, self.claimable().first().map(|(due, _)| at(*due)));
+        }
+
+        fn count(&self, counts: impl Fn(State) -> bool) -> u64 {
+            self.entries.iter().filter(|e| counts(e.state)).count() as u64
         }
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig { cases: 24, max_shrink_time: 20_000, ..ProptestConfig::default() })]
+        #![proptest_config(ProptestConfig { cases: 32, max_shrink_time: 20_000, ..ProptestConfig::default() })]
         #[test]
         fn the_queue_does_what_a_simple_one_does(steps in steps()) {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
@@ -442,9 +535,10 @@ mod model {
                 for step in steps {
                     queue.step(&store, step).await;
                 }
-                let waiting = queue.entries.iter().filter(|e| e.claim.is_none()).count() as u64;
-                let running = queue.entries.len() as u64 - waiting;
-                assert_eq!(figures(&store).await, (waiting, running, 0));
+                let waiting = queue.count(|state| matches!(state, State::Queued | State::Scheduled));
+                let running = queue.count(|state| matches!(state, State::Claimed(_)));
+                assert_eq!(figures(&store).await, (waiting, running, queue.count(|state| state == State::Dead)));
+                assert_eq!(store.inner.queue.backlog.of(&app("shop")), waiting + running);
                 store.close().await;
             });
         }
@@ -456,7 +550,7 @@ async fn times_before_the_epoch_do_no_harm() {
     let (_dir, store) = store_with_app().await;
     let past = SystemTime::UNIX_EPOCH - Duration::from_secs(5);
     add(&store, NewEvent { due_at: past, ..event("shop") }).await;
-    assert_eq!(store.next_due().await.expect("next"), Some(past));
+    assert_eq!(next_due(&store).await, Some(past));
     assert_eq!(claim(&store, 1, 0).await.len(), 1);
 }
 
@@ -468,9 +562,8 @@ async fn finished_events_are_kept_as_long_as_their_app_says_and_as_their_keys_co
     store.update_app(&app("keeper"), change).await.expect("update");
     for id in ["shop", "keeper"] {
         add(&store, event(id)).await;
-        let claimed = claim(&store, 1, 1).await.remove(0);
-        let (id, fence) = (claimed.event.id, claimed.claim);
-        assert!(store.finish_claim(id, fence, Disposition::Done, at(10)).await.expect("finish"));
+        let claimed = store.claim(&[(app(id), 1)], at(61), at(1)).await.expect("claim").remove(0);
+        assert!(store.finish_claim(&claimed, Disposition::Done, None, at(10)).await.expect("finish"));
     }
     let purge = async |now: u64, keep_min| {
         let (default, keep_min) = (Duration::from_secs(20), Duration::from_secs(keep_min));

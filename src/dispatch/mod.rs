@@ -1,6 +1,10 @@
 //! The queue's loop: claim → invoke → done, retry with backoff, or dead letter.
 
-use std::sync::{Arc, Mutex, PoisonError};
+mod figures;
+mod retry;
+mod shares;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
@@ -9,9 +13,12 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::invoke::{self, Attempt, Invoker, SkipReason, runnable};
-use crate::model::{Function, Outcome, RetryPolicy};
+use crate::model::{AppId, FailureKind, Function, FunctionFailure, Outcome};
 use crate::serving::{self, Served, Serving};
-use crate::store::{self, ClaimedEvent, Disposition, Store};
+use crate::store::{self, AttemptEnd, ClaimedEvent, Disposition, Store};
+
+pub use figures::{DeliveryFigures, Figures};
+use shares::Shares;
 
 /// Claimed at a time, at most; each claim is one write transaction.
 const CLAIM_BATCH_MAX: usize = 32;
@@ -30,24 +37,37 @@ const SAID_AGAIN_AFTER: Duration = Duration::from_secs(60);
 pub struct Settings {
     /// Events that run at a time.
     pub concurrency: usize,
+    /// Of one app.
+    pub concurrency_per_app: usize,
     /// As the invoker's: claims cover the wait for a worker too.
     pub wait_max: Duration,
 }
 
 /// The dispatcher, as a task's state.
 pub struct Dispatcher {
-    pub store: Store,
-    pub serving: Serving,
-    pub invoker: Invoker,
-    pub settings: Settings,
+    store: Store,
+    serving: Serving,
+    invoker: Invoker,
+    settings: Settings,
     /// Notified on each enqueue.
-    pub enqueued: Arc<Notify>,
-    pub complaints: Complaints,
+    enqueued: Arc<Notify>,
+    figures: Figures,
+    complaints: Complaints,
+    shares: Mutex<Shares>,
 }
+
+enum Claimed {
+    Events(Vec<ClaimedEvent>),
+    /// Look again then, or when something changes.
+    NothingUntil(SystemTime),
+}
+
+/// What becomes of an event, and how the attempt ended if it counts.
+struct End(Disposition, Option<AttemptEnd>);
 
 /// What we log of our own failures: each once, not for every event that it happens to.
 #[derive(Debug, Default)]
-pub struct Complaints(Mutex<Option<(String, Instant)>>);
+struct Complaints(Mutex<Option<(String, Instant)>>);
 
 impl Complaints {
     fn error(&self, what: &str, err: &dyn std::error::Error) {
@@ -62,63 +82,93 @@ impl Complaints {
 }
 
 impl Dispatcher {
+    pub fn new(
+        store: Store,
+        serving: Serving,
+        invoker: Invoker,
+        settings: Settings,
+        enqueued: Arc<Notify>,
+        figures: Figures,
+    ) -> Self {
+        let shares = Mutex::new(Shares::new(settings.concurrency_per_app));
+        Self { store, serving, invoker, settings, enqueued, figures, complaints: Complaints::default(), shares }
+    }
+
     /// Claims and runs events until `stop`; then finishes what runs. Events that are still claimed when the process ends are claimed
     /// again by the next one.
     pub async fn run(self, stop: CancellationToken) {
+        let places = Arc::new(Semaphore::new(self.settings.concurrency));
         let this = Arc::new(self);
-        let places = Arc::new(Semaphore::new(this.settings.concurrency));
         let running = TaskTracker::new();
         loop {
             let permits = tokio::select! {
                 () = stop.cancelled() => break,
                 permits = places_for_a_batch(&places) => permits,
             };
-            let claimed = this.claim(permits.len()).await;
-            let full = claimed.len() == permits.len();
-            for (event, permit) in claimed.into_iter().zip(permits) {
-                let this = Arc::clone(&this);
-                running.spawn(async move {
-                    this.handle(event).await;
-                    drop(permit);
-                });
-            }
-            if !full {
-                tokio::select! {
-                    () = stop.cancelled() => break,
-                    () = this.something_due() => {}
+            let wait = match this.claim(permits.len()).await {
+                Ok(Claimed::Events(claimed)) => {
+                    for (event, permit) in claimed.into_iter().zip(permits) {
+                        this.shares().begun(&event.event.app);
+                        let this = Arc::clone(&this);
+                        running.spawn(async move {
+                            this.handle(event).await;
+                            drop(permit);
+                        });
+                    }
+                    continue;
                 }
+                Ok(Claimed::NothingUntil(due)) => due.duration_since(SystemTime::now()).unwrap_or_default(),
+                Err(err) => {
+                    this.complaints.error("failed to claim events", &err);
+                    POLL_MAX
+                }
+            };
+            drop(permits);
+            tokio::select! {
+                () = stop.cancelled() => break,
+                () = this.enqueued.notified() => {}
+                // Not shorter than a millisecond: an event that is due but cannot run yet must not make this a busy loop.
+                () = sleep(wait.clamp(Duration::from_millis(1), POLL_MAX)) => {}
             }
         }
         running.close();
         running.wait().await;
     }
 
-    async fn claim(&self, limit: usize) -> Vec<ClaimedEvent> {
+    /// Claims up to `places` events that are due, in fair shares.
+    async fn claim(&self, places: usize) -> Result<Claimed, store::Error> {
         let now = SystemTime::now();
-        match self.store.claim(limit as u32, now + CLAIM_INITIAL, now).await {
-            Ok(claimed) => claimed,
-            Err(err) => {
-                self.complaints.error("failed to claim events", &err);
-                sleep(POLL_MAX).await;
-                Vec::new()
+        let mut due = self.store.due().await?;
+        if due.scheduled.is_some_and(|at| at <= now) {
+            self.store.join_lines(now).await?;
+            due = self.store.due().await?;
+        }
+        due.apps.retain(|(app, _)| self.shares().has_room(app));
+        let ready: Vec<AppId> = due.apps.iter().filter(|(_, at)| *at <= now).map(|(app, _)| app.clone()).collect();
+        let plan = self.shares().plan(&ready, places);
+        if !plan.is_empty() {
+            let claimed = self.store.claim(&plan, now + CLAIM_INITIAL, now).await?;
+            if !claimed.is_empty() {
+                self.figures.add(&claimed);
+                return Ok(Claimed::Events(claimed));
             }
         }
+        let next = due.apps.into_iter().map(|(_, at)| at).chain(due.scheduled).min();
+        Ok(Claimed::NothingUntil(next.unwrap_or(now + POLL_MAX)))
     }
 
-    async fn something_due(&self) {
-        let due = self.store.next_due().await.ok().flatten();
-        let wait = due.map_or(POLL_MAX, |due| due.duration_since(SystemTime::now()).unwrap_or_default());
-        tokio::select! {
-            () = self.enqueued.notified() => {}
-            // Not shorter than a millisecond: an event that is due but cannot run yet must not make this a busy loop.
-            () = sleep(wait.clamp(Duration::from_millis(1), POLL_MAX)) => {}
-        }
+    fn shares(&self) -> MutexGuard<'_, Shares> {
+        self.shares.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn handle(&self, claimed: ClaimedEvent) {
-        let disposition = self.attempt(&claimed).await;
-        match self.store.finish_claim(claimed.event.id, claimed.claim, disposition, SystemTime::now()).await {
-            Ok(true) => self.enqueued.notify_one(), // The next one of its key may run now.
+        let End(disposition, attempt) = self.attempt(&claimed).await;
+        self.figures.note(&claimed.event.app, &disposition);
+        let finished = self.store.finish_claim(&claimed, disposition, attempt, SystemTime::now()).await;
+        self.shares().ended(&claimed.event.app);
+        self.enqueued.notify_one(); // The next one of its line, or of its app, may run now.
+        match finished {
+            Ok(true) => {}
             // It goes with its app, which somebody wants.
             Ok(false) if matches!(self.store.has_event(claimed.event.id).await, Ok(false)) => {}
             Ok(false) => tracing::warn!(event = %claimed.event.id, "an event was taken over while it ran"),
@@ -128,18 +178,18 @@ impl Dispatcher {
         }
     }
 
-    async fn attempt(&self, claimed: &ClaimedEvent) -> Disposition {
+    async fn attempt(&self, claimed: &ClaimedEvent) -> End {
         let event = &claimed.event;
         let (served, function) = match self.resolve(claimed).await {
             Ok(Ok(found)) => found,
-            Ok(Err(reason)) => return Disposition::Skipped { reason: reason.as_str().to_owned() },
+            Ok(Err(reason)) => return End(Disposition::Skipped { reason: reason.as_str().to_owned() }, None),
             Err(err) => return self.unresolved(claimed, &err).await,
         };
-        if let Some(dead) = spent(&function.retry, claimed) {
-            return dead;
+        if let Some(reason) = retry::spent(&function.retry, event, SystemTime::now()) {
+            return End(Disposition::Dead { reason }, None);
         }
         let until = function.timeout + self.settings.wait_max + CLAIM_MARGIN;
-        match self.store.renew_claim(claimed, SystemTime::now() + until).await {
+        match self.hold(claimed, SystemTime::now() + until).await {
             Ok(true) => {}
             Ok(false) => return release(), // Taken over; the fence ignores this.
             Err(err) => return self.released(&err),
@@ -150,42 +200,60 @@ impl Dispatcher {
             event: event.payload.clone(),
             number: event.attempt,
             event_id: Some(event.id),
+            hops: event.hops,
             deadline: Some(Instant::now() + until),
         };
         match self.invoker.attempt(attempt, false).await {
-            Ok(ran) => match ran.outcome {
-                Outcome::Result(_) | Outcome::Denied(_) => Disposition::Done,
-                Outcome::Failed(failure) if failure.kind.is_retryable() => release(),
-                Outcome::Failed(failure) => {
-                    after_failure(&function.retry, claimed, format!("{}: {}", failure.name, failure.message))
+            Ok(ran) => {
+                let invocation = Some(ran.invocation_id);
+                match ran.outcome {
+                    Outcome::Result(_) | Outcome::Denied(_) => {
+                        End(Disposition::Done, Some(AttemptEnd { invocation, failure: None }))
+                    }
+                    Outcome::Failed(failure) if failure.kind.is_retryable() => release(),
+                    Outcome::Failed(failure) => {
+                        let disposition =
+                            retry::after_failure(&function.retry, event, SystemTime::now(), rand::random());
+                        End(disposition, Some(AttemptEnd { invocation, failure: Some(failure) }))
+                    }
                 }
-            },
+            }
             Err(invoke::Error::AtCapacity(_) | invoke::Error::NoWorker(_) | invoke::Error::Draining) => release(),
             Err(invoke::Error::Version(err)) => self.unresolved(claimed, &err).await,
             Err(err) => self.released(&err),
         }
     }
 
+    /// Makes sure that the claim lasts longer than the function may run; false: it was taken over.
+    async fn hold(&self, claimed: &ClaimedEvent, until: SystemTime) -> Result<bool, store::Error> {
+        if until <= claimed.until {
+            return Ok(true);
+        }
+        self.store.renew_claim(claimed, until).await
+    }
+
     /// Its version cannot be loaded. A store that is away may come back and costs no attempt; a file or row that is damaged rarely
     /// heals, so the event is tried as often as its function would be, and then somebody has to look.
-    async fn unresolved(&self, claimed: &ClaimedEvent, err: &serving::Error) -> Disposition {
+    async fn unresolved(&self, claimed: &ClaimedEvent, err: &serving::Error) -> End {
         let event = &claimed.event;
         let version = self.store.version(&event.app, event.version).await.ok().flatten();
         let function = version.as_ref().and_then(|version| version.function(&event.trigger_type));
         let policy = function.map(|function| function.retry.clone()).unwrap_or_default();
-        if let Some(dead) = spent(&policy, claimed) {
-            return dead;
+        if let Some(reason) = retry::spent(&policy, event, SystemTime::now()) {
+            return End(Disposition::Dead { reason }, None);
         }
         match err {
             serving::Error::Artifact(_) | serving::Error::Store(store::Error::Corrupt(_)) => {
                 self.complaints.error("failed to load the version of an event", err);
-                after_failure(&policy, claimed, err.to_string())
+                let failure = FunctionFailure::new(FailureKind::Collateral, "VersionNotLoaded", err.to_string());
+                let disposition = retry::after_failure(&policy, event, SystemTime::now(), rand::random());
+                End(disposition, Some(AttemptEnd { invocation: None, failure: Some(failure) }))
             }
             err => self.released(err),
         }
     }
 
-    fn released(&self, err: &dyn std::error::Error) -> Disposition {
+    fn released(&self, err: &dyn std::error::Error) -> End {
         self.complaints.error("failed to run an event; it is tried again", err);
         release()
     }
@@ -221,73 +289,6 @@ async fn places_for_a_batch(places: &Arc<Semaphore>) -> Vec<OwnedSemaphorePermit
     permits
 }
 
-fn release() -> Disposition {
-    Disposition::Release { due_at: SystemTime::now() + RELEASE_DELAY }
-}
-
-/// An event that may not run again: it kept bringing the service down, or kept failing for no fault of its function, for too long.
-fn spent(policy: &RetryPolicy, claimed: &ClaimedEvent) -> Option<Disposition> {
-    let event = &claimed.event;
-    let dead =
-        |reason: &str, error: &str| Some(Disposition::Dead { reason: reason.to_owned(), error: error.to_owned() });
-    if event.attempt > policy.max_attempts {
-        return dead("ATTEMPTS_EXHAUSTED", "its attempts were used up by runs whose end nobody saw");
-    }
-    let age = SystemTime::now().duration_since(event.enqueued_at).unwrap_or_default();
-    if age > policy.max_age { dead("TOO_OLD", "it could not be run in time") } else { None }
-}
-
-fn after_failure(policy: &RetryPolicy, claimed: &ClaimedEvent, error: String) -> Disposition {
-    let now = SystemTime::now();
-    let event = &claimed.event;
-    if event.attempt >= policy.max_attempts {
-        return Disposition::Dead { reason: "ATTEMPTS_EXHAUSTED".to_owned(), error };
-    }
-    let due_at = now + backoff(policy, event.attempt, rand::random());
-    let age = due_at.duration_since(event.enqueued_at).unwrap_or_default();
-    if age > policy.max_age {
-        return Disposition::Dead { reason: "TOO_OLD".to_owned(), error };
-    }
-    Disposition::Retry { due_at, error }
-}
-
-/// Exponential with full jitter: anywhere up to `initial · 2^(attempt-1)`, so that events which failed together come back apart.
-fn backoff(policy: &RetryPolicy, attempt: u32, random: f64) -> Duration {
-    let doublings = attempt.saturating_sub(1).min(30);
-    let ceiling = policy.initial_backoff.saturating_mul(1 << doublings).min(policy.max_backoff);
-    ceiling.mul_f64(random.clamp(0.0, 1.0))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_backoff_doubles_up_to_its_ceiling() {
-        let policy = RetryPolicy {
-            max_attempts: 9,
-            initial_backoff: Duration::from_secs(1),
-            max_backoff: Duration::from_secs(10),
-            max_age: Duration::from_secs(60),
-        };
-        let table = [
-            (1, 1.0, 1.0),
-            (2, 1.0, 2.0),
-            (3, 0.5, 2.0),
-            (4, 1.0, 8.0),
-            (5, 1.0, 10.0),
-            (60, 1.0, 10.0),
-            (1, 0.0, 0.0),
-        ];
-        for (attempt, random, seconds) in table {
-            assert_eq!(backoff(&policy, attempt, random), Duration::from_secs_f64(seconds), "attempt {attempt}");
-        }
-    }
-
-    #[test]
-    fn the_default_takes_about_an_hour_over_five_attempts() {
-        let policy = RetryPolicy::default();
-        let total: Duration = (1..policy.max_attempts).map(|attempt| backoff(&policy, attempt, 1.0)).sum();
-        assert_eq!(total, Duration::from_secs(3600));
-    }
+fn release() -> End {
+    End(Disposition::Release { due_at: SystemTime::now() + RELEASE_DELAY }, None)
 }

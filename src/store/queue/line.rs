@@ -1,0 +1,43 @@
+//! Lines: the events of one (app, trigger type, ordering key), in the order of their places.
+//!
+//! At most one is at the head, QUEUED or RUNNING, which an index makes certain; the others are WAITING. Whatever ends a head lets the
+//! next one advance in the same transaction, so a line costs the same however long it is.
+
+use std::time::SystemTime;
+
+use sqlx::{Sqlite, Transaction};
+
+use super::super::codec::{get, millis};
+use super::super::{Error, during};
+
+/// Scheduled events join their lines so many at a time.
+const JOINING_MAX: i64 = 256;
+
+/// Whoever waits longest, if nobody is at the head.
+pub(super) const ADVANCE: &str = "UPDATE events SET state = 0 WHERE seq = (
+         SELECT w.seq FROM events k JOIN events w
+             ON w.app_id = k.app_id AND w.trigger_type = k.trigger_type AND w.ordering_key = k.ordering_key AND w.state = 5
+         WHERE k.seq = $1 ORDER BY w.place, w.seq LIMIT 1)
+     AND NOT EXISTS (
+         SELECT 1 FROM events k JOIN events h
+             ON h.app_id = k.app_id AND h.trigger_type = k.trigger_type AND h.ordering_key = k.ordering_key AND h.state < 2
+         WHERE k.seq = $1)";
+
+/// Lets the next in this event's line come to its head, if there is none. Without a line: nothing.
+pub async fn advance(tx: &mut Transaction<'static, Sqlite>, seq: i64) -> Result<(), Error> {
+    sqlx::query(ADVANCE).bind(seq).execute(&mut **tx).await.map(|_| ()).map_err(during("advance a line"))
+}
+
+/// Gives the scheduled events whose time has come the last places of their lines.
+pub async fn join(tx: &mut Transaction<'static, Sqlite>, now: SystemTime) -> Result<(), Error> {
+    const VERB: &str = "schedule events";
+    let sql = "SELECT seq FROM events WHERE state = 6 AND due_at <= $1 ORDER BY due_at, seq LIMIT $2";
+    let due = sqlx::query(sql).bind(millis(now)).bind(JOINING_MAX).fetch_all(&mut **tx).await.map_err(during(VERB))?;
+    for row in &due {
+        let seq: i64 = get(row, "seq")?;
+        let sql = "UPDATE events SET state = 5, place = (SELECT MAX(seq) + 1 FROM events) WHERE seq = $1";
+        sqlx::query(sql).bind(seq).execute(&mut **tx).await.map_err(during(VERB))?;
+        advance(tx, seq).await?;
+    }
+    Ok(())
+}

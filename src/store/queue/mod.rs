@@ -1,0 +1,367 @@
+//! The queue of non-blocking events: what was accepted is delivered at least once, and in order where a key asks for it.
+//!
+//! An event is QUEUED, or RUNNING under a claim that ends at a time unless it is renewed. Both keep in `due_at` when the next may
+//! claim them, so that one index, app by app, holds all that has to be done. Whoever claims an event gets a fence with it; when
+//! somebody else has claimed it since, the late one changes nothing. Events with an ordering key stand in [`line`]s, of which only
+//! the head is QUEUED or RUNNING. What enqueues and what finishes goes through the [`writer`], many to a transaction.
+
+mod backlog;
+mod dead_letters;
+mod line;
+#[cfg(test)]
+mod tests;
+mod writer;
+
+use std::time::{Duration, SystemTime};
+
+use sqlx::{Sqlite, Transaction};
+
+use super::codec::{
+    Row, corrupt, get, get_parsed, get_time, get_u32, get_unsigned, get_version, json, millis, span_millis, time,
+};
+use super::{Error, Store, during};
+use crate::model::{
+    AppId, Event, EventId, FailureKind, FunctionFailure, InvocationId, RawJson, TriggerType, VersionNumber,
+};
+
+pub use backlog::{Backlog, Limits as QueueLimits};
+pub use dead_letters::{AttemptRecord, EventRecord};
+pub use writer::Writer;
+
+/// An event to be queued.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NewEvent {
+    pub app: AppId,
+    pub trigger_type: TriggerType,
+    pub version: VersionNumber,
+    pub payload: RawJson,
+    /// FIFO among the events of this app and trigger type that have the same key.
+    pub ordering_key: Option<String>,
+    /// Of one app: a second event with the same key is a duplicate, as long as the first is kept.
+    pub idempotency_key: Option<String>,
+    /// Later than `enqueued_at`: it joins the queue, and its line, only then.
+    pub due_at: SystemTime,
+    pub enqueued_at: SystemTime,
+    /// Functions that led to it, one by another's doing.
+    pub hops: u32,
+    /// It must not run: a dead letter from the start, for this reason.
+    pub dead: Option<DeadReason>,
+}
+
+/// Why an event became a dead letter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeadReason {
+    AttemptsExhausted,
+    TooOld,
+    /// Functions kept triggering functions.
+    Loop,
+    /// Its row does not decode.
+    Damaged,
+}
+
+impl DeadReason {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::AttemptsExhausted => "ATTEMPTS_EXHAUSTED",
+            Self::TooOld => "TOO_OLD",
+            Self::Loop => "LOOP",
+            Self::Damaged => "DAMAGED",
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Enqueued {
+    pub event_id: EventId,
+    pub version: VersionNumber,
+    /// The id and version are those of an earlier event with this idempotency key.
+    pub duplicate: bool,
+}
+
+/// The fence of a claim.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ClaimId(i64);
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct ClaimedEvent {
+    pub event: Event,
+    pub claim: ClaimId,
+    /// When it was claimed.
+    pub at: SystemTime,
+    /// Until then nobody else claims it.
+    pub until: SystemTime,
+}
+
+/// What becomes of a claimed event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Disposition {
+    Done,
+    /// Its function is gone or disabled.
+    Skipped {
+        reason: String,
+    },
+    Retry {
+        due_at: SystemTime,
+    },
+    /// Our own fault, not the function's: the attempt does not count.
+    Release {
+        due_at: SystemTime,
+    },
+    /// A dead letter.
+    Dead {
+        reason: DeadReason,
+    },
+}
+
+/// How an attempt ended, to be kept with its event.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AttemptEnd {
+    /// `None`: nothing was invoked.
+    pub invocation: Option<InvocationId>,
+    /// `None`: it went well.
+    pub failure: Option<FunctionFailure>,
+}
+
+/// How much waits and runs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct QueueFigures {
+    pub queued: u64,
+    pub running: u64,
+    pub dead: u64,
+    /// Of those that wait or run, scheduled ones left out.
+    pub oldest_enqueued_at: Option<SystemTime>,
+}
+
+/// What there is to do, and when.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Due {
+    /// Of each app with events that may be claimed, or whose claim may be taken over: when the first may.
+    pub apps: Vec<(AppId, SystemTime)>,
+    /// When the next scheduled event joins its line.
+    pub scheduled: Option<SystemTime>,
+}
+
+/// Jumps from app to app: the costs grow with the number of apps that have something queued, not with what they have.
+const DUE: &str = "WITH RECURSIVE due (app_id, due_at) AS (
+         SELECT * FROM (SELECT app_id, due_at FROM events WHERE state < 2 ORDER BY app_id, due_at LIMIT 1)
+         UNION ALL
+         SELECT next.app_id, next.due_at FROM due JOIN events next ON next.seq = (
+             SELECT e.seq FROM events e WHERE e.state < 2 AND e.app_id > due.app_id ORDER BY e.app_id, e.due_at LIMIT 1)
+     ) SELECT app_id, due_at FROM due";
+
+/// The term on `state` is written as in the partial index, else SQLite would not use it.
+const CLAIM: &str = "UPDATE events SET state = 1, attempt = attempt + 1, due_at = $1, claim_id = $2, claimed_at = $3
+     WHERE seq IN (
+         SELECT e.seq FROM events e WHERE e.app_id = $4 AND e.state < 2 AND e.due_at <= $3 ORDER BY e.due_at, e.seq LIMIT $5
+     ) RETURNING *";
+
+impl Store {
+    /// Queues an event; on return it is on disk.
+    ///
+    /// # Errors
+    /// `QueueFull`: as many wait as may.
+    ///
+    /// # Cancel safety
+    /// An event whose future is dropped may be queued or not.
+    pub async fn enqueue(&self, event: NewEvent) -> Result<Enqueued, Error> {
+        self.inner.queue.enqueue(event).await
+    }
+
+    /// The event that was queued under an idempotency key.
+    pub async fn enqueued(
+        &self,
+        app: &AppId,
+        trigger: &TriggerType,
+        idempotency_key: &str,
+    ) -> Result<Option<Enqueued>, Error> {
+        let sql = "SELECT id, version FROM events WHERE app_id = $1 AND trigger_type = $2 AND idempotency_key = $3";
+        let query = sqlx::query(sql).bind(app.as_str()).bind(trigger.as_str()).bind(idempotency_key);
+        let row = query.fetch_optional(self.read()).await.map_err(during("look an idempotency key up"))?;
+        row.map(|row| {
+            Ok(Enqueued { event_id: get_parsed(&row, "id")?, version: get_version(&row, "version")?, duplicate: true })
+        })
+        .transpose()
+    }
+
+    /// What there is to claim and when. Times may have passed.
+    pub async fn due(&self) -> Result<Due, Error> {
+        let verb = "read what is due";
+        let rows = sqlx::query(DUE).fetch_all(self.read()).await.map_err(during(verb))?;
+        let apps = rows.iter().map(|row| Ok((get_parsed(row, "app_id")?, get_time(row, "due_at")?)));
+        let scheduled = "SELECT due_at FROM events WHERE state = 6 ORDER BY due_at LIMIT 1";
+        let scheduled: Option<i64> =
+            sqlx::query_scalar(scheduled).fetch_optional(self.read()).await.map_err(during(verb))?;
+        let scheduled = scheduled.map(|ms| time(ms).ok_or_else(|| corrupt("due_at", ms))).transpose()?;
+        Ok(Due { apps: apps.collect::<Result<_, Error>>()?, scheduled })
+    }
+
+    /// Claims of each app up to so many events that are due, and those whose claim has expired, until `until`. Each app's come in
+    /// the order of their arrival. A row that does not decode becomes a dead letter: it must not keep the others from running.
+    pub async fn claim(
+        &self,
+        shares: &[(AppId, u32)],
+        until: SystemTime,
+        now: SystemTime,
+    ) -> Result<Vec<ClaimedEvent>, Error> {
+        const VERB: &str = "claim events";
+        let claim = ClaimId(rand::random());
+        let mut tx = self.begin(VERB).await?;
+        let mut claimed = Vec::new();
+        for (app, limit) in shares {
+            let query = sqlx::query(CLAIM).bind(millis(until)).bind(claim.0).bind(millis(now));
+            let query = query.bind(app.as_str()).bind(i64::from(*limit));
+            let mut rows = query.fetch_all(&mut *tx).await.map_err(during(VERB))?;
+            rows.sort_by_cached_key(|row| get::<i64>(row, "seq").unwrap_or(i64::MAX)); // RETURNING has no order.
+            for row in &rows {
+                match decode(row) {
+                    Ok(event) => {
+                        note_unseen_end(&mut tx, row, &event, now).await?;
+                        claimed.push(ClaimedEvent { event, claim, at: now, until });
+                    }
+                    Err(err) => self.bury(&mut tx, row, &err, now).await?,
+                }
+            }
+        }
+        tx.commit().await.map_err(during(VERB))?;
+        Ok(claimed)
+    }
+
+    async fn bury(
+        &self,
+        tx: &mut Transaction<'static, Sqlite>,
+        row: &Row,
+        err: &Error,
+        now: SystemTime,
+    ) -> Result<(), Error> {
+        let seq: i64 = get(row, "seq")?;
+        tracing::error!(%err, seq, "an event's row is damaged; it becomes a dead letter");
+        let sql =
+            "UPDATE events SET state = 4, reason = $1, error = $2, finished_at = $3, claim_id = NULL WHERE seq = $4";
+        let query =
+            sqlx::query(sql).bind(DeadReason::Damaged.as_str()).bind(err.to_string()).bind(millis(now)).bind(seq);
+        query.execute(&mut **tx).await.map_err(during("bury an event"))?;
+        if let Ok(app) = get_parsed::<AppId>(row, "app_id") {
+            self.inner.queue.backlog.left(&app, 1);
+        }
+        line::advance(tx, seq).await
+    }
+
+    /// Prolongs a claim; false where it is no longer ours.
+    pub async fn renew_claim(&self, claimed: &ClaimedEvent, until: SystemTime) -> Result<bool, Error> {
+        let query = sqlx::query("UPDATE events SET due_at = $1 WHERE id = $2 AND claim_id = $3 AND state = 1");
+        let query = query.bind(millis(until)).bind(claimed.event.id.to_string()).bind(claimed.claim.0);
+        Ok(query.execute(self.write()).await.map_err(during("renew a claim"))?.rows_affected() > 0)
+    }
+
+    /// Ends a claim, and keeps how the attempt ended; false, and nothing changed, where it is no longer ours. On return it is on disk,
+    /// and so is that the next of its line may run.
+    pub async fn finish_claim(
+        &self,
+        claimed: &ClaimedEvent,
+        disposition: Disposition,
+        attempt: Option<AttemptEnd>,
+        now: SystemTime,
+    ) -> Result<bool, Error> {
+        self.inner.queue.finish(writer::Finish { claimed: claimed.clone(), disposition, attempt, now }).await
+    }
+
+    /// Lets the scheduled events whose time has come join their lines.
+    pub async fn join_lines(&self, now: SystemTime) -> Result<(), Error> {
+        let mut tx = self.begin("schedule events").await?;
+        line::join(&mut tx, now).await?;
+        tx.commit().await.map_err(during("schedule events"))
+    }
+
+    /// Whether the event is there: one that is claimed is deleted with its app only.
+    pub async fn has_event(&self, event: EventId) -> Result<bool, Error> {
+        let query = sqlx::query_scalar("SELECT COUNT(*) FROM events WHERE id = $1").bind(event.to_string());
+        let found: i64 = query.fetch_one(self.read()).await.map_err(during("look for an event"))?;
+        Ok(found > 0)
+    }
+
+    /// At start-up of a single node: nobody runs what says RUNNING. The attempts count, so that an event which brings the
+    /// service down runs out of them.
+    pub async fn release_claims(&self) -> Result<u64, Error> {
+        // They were due once, so they are due now; their old age puts them first.
+        let sql = "UPDATE events SET state = 0, claim_id = NULL, due_at = since WHERE state = 1";
+        let released = sqlx::query(sql).execute(self.write()).await.map_err(during("release claims"))?;
+        Ok(released.rows_affected())
+    }
+
+    pub async fn queue_figures(&self, app: &AppId) -> Result<QueueFigures, Error> {
+        let sql = "SELECT state, COUNT(*) AS events,
+                 (SELECT f.enqueued_at FROM events f WHERE f.app_id = $1 AND f.state = e.state ORDER BY f.seq LIMIT 1) AS oldest
+             FROM events e WHERE app_id = $1 AND state IN (0, 1, 4, 5, 6) GROUP BY state";
+        let query = sqlx::query(sql).bind(app.as_str());
+        let mut figures = QueueFigures::default();
+        for row in query.fetch_all(self.read()).await.map_err(during("count events"))? {
+            let events = get_unsigned(&row, "events")?;
+            let oldest = Some(get_time(&row, "oldest")?);
+            match get::<i64>(&row, "state")? {
+                1 => figures.running = events,
+                4 => figures.dead = events,
+                _ => figures.queued += events,
+            }
+            if matches!(get::<i64>(&row, "state")?, 0 | 1 | 5) {
+                figures.oldest_enqueued_at = figures.oldest_enqueued_at.into_iter().chain(oldest).min();
+            }
+        }
+        Ok(figures)
+    }
+
+    /// Deletes up to `limit` DONE and SKIPPED events that ended longer ago than their app keeps its history, but none that
+    /// ended within `keep_min`: until then their idempotency keys count. Returns how many.
+    pub async fn purge_events(
+        &self,
+        now: SystemTime,
+        default_retention: Duration,
+        keep_min: Duration,
+        limit: u32,
+    ) -> Result<u64, Error> {
+        let query = sqlx::query(
+            "DELETE FROM events WHERE seq IN (
+                 SELECT e.seq FROM apps a CROSS JOIN events e WHERE e.app_id = a.id AND e.state < 4
+                 AND e.finished_at < $1 - CASE WHEN COALESCE(a.history_retention_ms, $2) > $3
+                     THEN COALESCE(a.history_retention_ms, $2) ELSE $3 END LIMIT $4)",
+        );
+        let query = query.bind(millis(now)).bind(span_millis(default_retention)).bind(span_millis(keep_min));
+        let query = query.bind(i64::from(limit));
+        Ok(query.execute(self.write()).await.map_err(during("purge events"))?.rows_affected())
+    }
+}
+
+/// The attempt before this one has no end if nobody saw it: the service was killed, or the claim expired.
+async fn note_unseen_end(
+    tx: &mut Transaction<'static, Sqlite>,
+    row: &Row,
+    event: &Event,
+    now: SystemTime,
+) -> Result<(), Error> {
+    if event.attempt <= 1 {
+        return Ok(());
+    }
+    let message = "the service ended while it ran, or could not say how it ended";
+    let failure = json(&FunctionFailure::new(FailureKind::Collateral, "EndUnknown", message.to_owned()))?;
+    let query = sqlx::query(
+        "INSERT INTO attempts (event_seq, number, error_json, started_at, finished_at) VALUES ($1, $2, $3, $4, $4)
+         ON CONFLICT DO NOTHING",
+    );
+    let query = query.bind(get::<i64>(row, "seq")?).bind(i64::from(event.attempt - 1)).bind(failure).bind(millis(now));
+    query.execute(&mut **tx).await.map(|_| ()).map_err(during("record an attempt"))
+}
+
+fn decode(row: &Row) -> Result<Event, Error> {
+    Ok(Event {
+        id: get_parsed(row, "id")?,
+        app: get_parsed(row, "app_id")?,
+        trigger_type: TriggerType::stored(get(row, "trigger_type")?),
+        version: get_version(row, "version")?,
+        payload: RawJson::trusted(get(row, "payload_json")?),
+        ordering_key: get(row, "ordering_key")?,
+        enqueued_at: get_time(row, "enqueued_at")?,
+        attempt: get_u32(row, "attempt")?,
+        attempts_before: get_u32(row, "attempts_before")?,
+        since: get_time(row, "since")?,
+        hops: get_u32(row, "hops")?,
+    })
+}

@@ -1,0 +1,341 @@
+//! Group commit: what many enqueue and finish at the same time becomes durable in one transaction.
+//!
+//! While one transaction is synced to disk the next requests gather in the channel, so the batch grows with the load and nobody waits
+//! for a timer.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+
+use sqlx::{Sqlite, SqlitePool, Transaction};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::super::codec::{get, get_parsed, get_version, json, millis, signed};
+use super::super::{Error, during};
+use super::backlog::Backlog;
+use super::{AttemptEnd, ClaimedEvent, DeadReason, Disposition, Enqueued, NewEvent, line};
+use crate::model::{AppId, EventId};
+
+/// Requests that may wait for their transaction; then callers wait for room.
+const WAITING_MAX: usize = 1024;
+const BATCH_MAX: usize = 512;
+const ENQUEUE: &str = "enqueue an event";
+const FINISH: &str = "finish a claim";
+
+/// A handle on the task that writes.
+pub struct Writer {
+    requests: mpsc::Sender<Request>,
+    pub(super) backlog: Backlog,
+    task: Mutex<Option<JoinHandle<()>>>,
+    /// Makes it stop accepting; it still commits what it has accepted.
+    stop: CancellationToken,
+    /// Transactions so far.
+    batches: Arc<AtomicU64>,
+}
+
+enum Request {
+    Enqueue(NewEvent, oneshot::Sender<Result<Enqueued, Error>>),
+    Finish(Box<Finish>, oneshot::Sender<Result<bool, Error>>),
+}
+
+/// The end of a claim.
+pub struct Finish {
+    pub claimed: ClaimedEvent,
+    pub disposition: Disposition,
+    pub attempt: Option<AttemptEnd>,
+    pub now: SystemTime,
+}
+
+impl Writer {
+    pub fn start(pool: SqlitePool, backlog: Backlog) -> Self {
+        let (requests, queue) = mpsc::channel(WAITING_MAX);
+        let (stop, batches) = (CancellationToken::new(), Arc::new(AtomicU64::new(0)));
+        let task =
+            Task { pool, requests: queue, stop: stop.clone(), batches: batches.clone(), backlog: backlog.clone() };
+        Self { requests, backlog, task: Mutex::new(Some(tokio::spawn(task.run()))), stop, batches }
+    }
+
+    pub async fn enqueue(&self, event: NewEvent) -> Result<Enqueued, Error> {
+        self.ask(|reply| Request::Enqueue(event, reply)).await
+    }
+
+    pub async fn finish(&self, finish: Finish) -> Result<bool, Error> {
+        self.ask(|reply| Request::Finish(Box::new(finish), reply)).await
+    }
+
+    async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<Result<T, Error>>) -> Request) -> Result<T, Error> {
+        let (reply, answer) = oneshot::channel();
+        self.requests.send(request(reply)).await.map_err(|_| Error::Closed)?;
+        answer.await.map_err(|_| Error::Closed)?
+    }
+
+    /// Transactions since open.
+    pub fn batches(&self) -> u64 {
+        self.batches.load(Ordering::Relaxed)
+    }
+
+    /// The app is deleted, with its events.
+    pub fn forget(&self, app: &AppId) {
+        self.backlog.forget(app);
+    }
+
+    /// On return what was accepted is committed, and nothing else will be.
+    pub async fn close(&self) {
+        self.stop.cancel();
+        let task = self.task.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(task) = task
+            && let Err(err) = task.await
+        {
+            tracing::error!("the queue's writer ended badly: {err}");
+        }
+    }
+}
+
+/// Owns the requests; ends when it is stopped or every handle on the store is gone.
+struct Task {
+    pool: SqlitePool,
+    requests: mpsc::Receiver<Request>,
+    stop: CancellationToken,
+    batches: Arc<AtomicU64>,
+    backlog: Backlog,
+}
+
+/// What a request came to, to be said once it is durable.
+enum Done {
+    Enqueued(Result<Enqueued, Error>),
+    Finished(bool),
+}
+
+impl Task {
+    async fn run(mut self) {
+        let mut batch = Vec::with_capacity(BATCH_MAX);
+        loop {
+            // Both are cancel safe: a batch that was not returned stays in the channel.
+            tokio::select! {
+                () = self.stop.cancelled(), if !self.requests.is_closed() => self.requests.close(),
+                received = self.requests.recv_many(&mut batch, BATCH_MAX) => match received {
+                    0 => return,
+                    _ => self.answer(&mut batch).await,
+                },
+            }
+        }
+    }
+
+    async fn answer(&self, batch: &mut Vec<Request>) {
+        // A caller that went away was promised nothing. What has ended has, whoever waits to hear of it.
+        batch.retain(|request| !matches!(request, Request::Enqueue(_, reply) if reply.is_closed()));
+        if batch.is_empty() {
+            return;
+        }
+        let mut committed = self.commit(batch).await.map(Vec::into_iter);
+        for request in batch.drain(..) {
+            let done = match &mut committed {
+                Ok(done) => done.next().ok_or(Error::Closed),
+                Err(err) => Err(err.clone()),
+            };
+            // The caller may have gone meanwhile.
+            match (request, done) {
+                (Request::Enqueue(_, reply), Ok(Done::Enqueued(result))) => drop(reply.send(result)),
+                (Request::Finish(_, reply), Ok(Done::Finished(ours))) => drop(reply.send(Ok(ours))),
+                (Request::Enqueue(_, reply), done) => drop(reply.send(Err(done.err().unwrap_or(Error::Closed)))),
+                (Request::Finish(_, reply), done) => drop(reply.send(Err(done.err().unwrap_or(Error::Closed)))),
+            }
+        }
+    }
+
+    /// One answer to each request; an error of the database is everybody's.
+    async fn commit(&self, batch: &[Request]) -> Result<Vec<Done>, Error> {
+        let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await.map_err(during(ENQUEUE))?;
+        let (mut answers, mut coming, mut leaving) = (Vec::with_capacity(batch.len()), Coming::default(), Vec::new());
+        for request in batch {
+            answers.push(match request {
+                Request::Enqueue(event, _) => match self.enqueue(&mut tx, event, &mut coming).await {
+                    Err(err @ Error::Database { .. }) => return Err(err),
+                    result => Done::Enqueued(result),
+                },
+                Request::Finish(end, _) => {
+                    let ours = finish(&mut tx, end).await?;
+                    if ours && end.disposition.is_final() {
+                        leaving.push(&end.claimed.event.app);
+                    }
+                    Done::Finished(ours)
+                }
+            });
+        }
+        tx.commit().await.map_err(during(ENQUEUE))?;
+        coming.of_apps.iter().for_each(|(app, events)| self.backlog.came(app, *events));
+        leaving.into_iter().for_each(|app| self.backlog.left(app, 1));
+        self.batches.fetch_add(1, Ordering::Relaxed);
+        Ok(answers)
+    }
+
+    async fn enqueue(
+        &self,
+        tx: &mut Transaction<'static, Sqlite>,
+        event: &NewEvent,
+        coming: &mut Coming,
+    ) -> Result<Enqueued, Error> {
+        if event.dead.is_none()
+            && let Err(full) = self.backlog.check(&event.app, coming.of_app(&event.app), coming.in_all)
+        {
+            return match first(tx, event).await {
+                Ok(first) => Ok(first), // What was accepted stays accepted.
+                Err(err @ Error::Database { .. }) => Err(err),
+                Err(_) => Err(full),
+            };
+        }
+        let enqueued = insert(tx, event).await?;
+        if !enqueued.duplicate && event.dead.is_none() {
+            coming.add(&event.app);
+        }
+        Ok(enqueued)
+    }
+}
+
+/// Events of the transaction that is being written.
+#[derive(Default)]
+struct Coming {
+    of_apps: HashMap<AppId, u64>,
+    in_all: u64,
+}
+
+impl Coming {
+    fn of_app(&self, app: &AppId) -> u64 {
+        self.of_apps.get(app).copied().unwrap_or(0)
+    }
+
+    fn add(&mut self, app: &AppId) {
+        *self.of_apps.entry(app.clone()).or_default() += 1;
+        self.in_all += 1;
+    }
+}
+
+async fn insert(tx: &mut Transaction<'static, Sqlite>, event: &NewEvent) -> Result<Enqueued, Error> {
+    let event_id = EventId::new();
+    let scheduled = event.due_at > event.enqueued_at;
+    // As WAITING first: it may have to wait, and if not it advances at once.
+    let (state, finished_at) = match (&event.dead, &event.ordering_key) {
+        (Some(_), _) => (4, Some(event.enqueued_at)),
+        (None, None) => (0, None),
+        (None, Some(_)) => (if scheduled { 6 } else { 5 }, None),
+    };
+    // FROM apps: a foreign key that fails would end the transaction of the others.
+    let query = sqlx::query(
+        "INSERT INTO events (id, app_id, trigger_type, version, payload_json, ordering_key, idempotency_key, state,
+             attempt, due_at, enqueued_at, since, hops, finished_at, reason, place)
+         SELECT $1, id, $3, $4, $5, $6, $7, $8, 0, $9, $10, CASE WHEN $9 > $10 THEN $9 ELSE $10 END, $11, $12, $13,
+             (SELECT COALESCE(MAX(seq), 0) + 1 FROM events)
+         FROM apps WHERE id = $2
+         ON CONFLICT (app_id, trigger_type, idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING",
+    );
+    let query = query.bind(event_id.to_string()).bind(event.app.as_str()).bind(event.trigger_type.as_str());
+    let query = query.bind(signed(event.version.0)).bind(event.payload.as_str()).bind(&event.ordering_key);
+    let query = query.bind(&event.idempotency_key).bind(state).bind(millis(event.due_at));
+    let query = query.bind(millis(event.enqueued_at)).bind(i64::from(event.hops)).bind(finished_at.map(millis));
+    let query = query.bind(event.dead.map(DeadReason::as_str));
+    let inserted = query.execute(&mut **tx).await.map_err(during(ENQUEUE))?;
+    if inserted.rows_affected() == 0 {
+        return first(tx, event).await;
+    }
+    if state == 5 {
+        line::advance(tx, inserted.last_insert_rowid()).await?;
+    }
+    Ok(Enqueued { event_id, version: event.version, duplicate: false })
+}
+
+/// The event that has the idempotency key already.
+async fn first(tx: &mut Transaction<'static, Sqlite>, event: &NewEvent) -> Result<Enqueued, Error> {
+    let query =
+        sqlx::query("SELECT id, version FROM events WHERE app_id = $1 AND trigger_type = $2 AND idempotency_key = $3");
+    let query = query.bind(event.app.as_str()).bind(event.trigger_type.as_str()).bind(&event.idempotency_key);
+    match query.fetch_optional(&mut **tx).await.map_err(during(ENQUEUE))? {
+        Some(row) => {
+            Ok(Enqueued { event_id: get_parsed(&row, "id")?, version: get_version(&row, "version")?, duplicate: true })
+        }
+        None => Err(Error::UnknownApp(event.app.clone())),
+    }
+}
+
+async fn finish(tx: &mut Transaction<'static, Sqlite>, end: &Finish) -> Result<bool, Error> {
+    let Finish { claimed, disposition, attempt, now } = end;
+    let columns = Columns::of(disposition, *now);
+    let error = attempt.as_ref().and_then(|attempt| attempt.failure.as_ref());
+    let query = sqlx::query(
+        "UPDATE events SET state = $1, due_at = COALESCE($2, due_at), finished_at = $3,
+             reason = COALESCE($4, reason), error = COALESCE($5, error), attempt = attempt - $6, claim_id = NULL
+         WHERE id = $7 AND claim_id = $8 AND state = 1 RETURNING seq",
+    );
+    let query = query.bind(columns.state).bind(columns.due_at).bind(columns.finished_at).bind(columns.reason);
+    let query = query.bind(error.map(|failure| format!("{}: {}", failure.name, failure.message)));
+    let query = query.bind(columns.attempts_returned).bind(claimed.event.id.to_string()).bind(claimed.claim.0);
+    let rows = query.fetch_all(&mut **tx).await.map_err(during(FINISH))?;
+    let Some(row) = rows.first() else { return Ok(false) };
+    let seq: i64 = get(row, "seq")?;
+    if let Some(attempt) = attempt
+        && columns.attempts_returned == 0
+    {
+        record(tx, seq, claimed, attempt, *now).await?;
+    }
+    if disposition.is_final() && claimed.event.ordering_key.is_some() {
+        line::advance(tx, seq).await?;
+    }
+    Ok(true)
+}
+
+async fn record(
+    tx: &mut Transaction<'static, Sqlite>,
+    seq: i64,
+    claimed: &ClaimedEvent,
+    attempt: &AttemptEnd,
+    now: SystemTime,
+) -> Result<(), Error> {
+    let error = attempt.failure.as_ref().map(json).transpose()?;
+    let query = sqlx::query(
+        "INSERT INTO attempts (event_seq, number, invocation_id, error_json, started_at, finished_at)
+         VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (event_seq, number) DO NOTHING",
+    );
+    let query =
+        query.bind(seq).bind(i64::from(claimed.event.attempt)).bind(attempt.invocation.map(|id| id.to_string()));
+    let query = query.bind(error).bind(millis(claimed.at)).bind(millis(now));
+    query.execute(&mut **tx).await.map(|_| ()).map_err(during(FINISH))
+}
+
+/// What a [`Disposition`] sets.
+struct Columns {
+    state: i64,
+    due_at: Option<i64>,
+    finished_at: Option<i64>,
+    reason: Option<String>,
+    attempts_returned: i64,
+}
+
+impl Columns {
+    fn of(disposition: &Disposition, now: SystemTime) -> Self {
+        let again = |due_at: &SystemTime, attempts_returned| Self {
+            state: 0,
+            due_at: Some(millis(*due_at)),
+            finished_at: None,
+            reason: None,
+            attempts_returned,
+        };
+        let ended =
+            |state, reason| Self { state, due_at: None, finished_at: Some(millis(now)), reason, attempts_returned: 0 };
+        match disposition {
+            Disposition::Done => ended(2, None),
+            Disposition::Skipped { reason } => ended(3, Some(reason.clone())),
+            Disposition::Dead { reason } => ended(4, Some(reason.as_str().to_owned())),
+            Disposition::Retry { due_at } => again(due_at, 0),
+            Disposition::Release { due_at } => again(due_at, 1),
+        }
+    }
+}
+
+impl Disposition {
+    /// Whether it leaves the queue.
+    fn is_final(&self) -> bool {
+        matches!(self, Self::Done | Self::Skipped { .. } | Self::Dead { .. })
+    }
+}
