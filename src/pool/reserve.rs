@@ -220,7 +220,7 @@ impl Keeper {
                 Next::Wait(until) => return until,
                 Next::Start(class) => match self.account.reserve(class.memory_bytes, Purpose::Spare) {
                     Some(reservation) => self.boot(class, reservation),
-                    None => self.shared.shelf().state.no_memory(),
+                    None => self.shared.shelf().state.no_memory(class),
                 },
             }
         }

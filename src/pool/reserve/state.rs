@@ -56,8 +56,8 @@ pub struct State {
     lacking_since: Option<Instant>,
     not_before: Instant,
     failures: u32,
-    /// The budget is spent.
-    short: bool,
+    /// Those that the budget has no room for.
+    short: Vec<Class>,
 }
 
 impl State {
@@ -71,7 +71,7 @@ impl State {
             lacking_since: None,
             not_before: now,
             failures: 0,
-            short: false,
+            short: Vec::new(),
         }
     }
 
@@ -104,17 +104,18 @@ impl State {
         self.failures = 0;
     }
 
-    /// The budget had no room. Until [`State::memory_freed`] asking again would be in vain.
-    pub fn no_memory(&mut self) {
-        self.short = true;
+    /// The budget had no room for one of this class. Until [`State::memory_freed`] asking again would be in vain. Others may be smaller:
+    /// one app's size must not keep the reserve empty for everybody.
+    pub fn no_memory(&mut self, class: Class) {
+        self.short.push(class);
     }
 
     pub fn memory_freed(&mut self) {
-        self.short = false;
+        self.short.clear();
     }
 
     pub fn is_short(&self) -> bool {
-        self.short
+        !self.short.is_empty()
     }
 
     /// Somebody needs the memory more.
@@ -143,7 +144,7 @@ impl State {
             self.lacking_since = None;
             return Next::Wait(self.next_change(held));
         };
-        if starting || self.short {
+        if starting {
             return Next::Wait(self.next_change(held));
         }
         let since = *self.lacking_since.get_or_insert(now);
@@ -156,11 +157,12 @@ impl State {
         Next::Start(class)
     }
 
-    /// Of each class one before there are more of any; what was asked for last first.
+    /// Of each class that there may be room for: one before there are more of any; what was asked for last first.
     fn lacking(&self, held: &[Held]) -> Option<Class> {
         let count = |class| held.iter().filter(|held| held.class == class).count();
         let mut classes = vec![self.policy.default];
         classes.extend(self.classes.iter().rev().map(|(class, _)| *class));
+        classes.retain(|class| !self.short.contains(class));
         let none = classes.iter().find(|class| count(**class) == 0 && self.wanted(**class) > 0);
         none.or_else(|| classes.iter().find(|class| count(**class) < self.wanted(**class))).copied()
     }

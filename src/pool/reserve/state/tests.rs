@@ -101,9 +101,23 @@ fn after_a_failure_it_waits_longer_each_time_until_one_was_of_use() {
 }
 
 #[test]
+fn a_class_for_which_there_is_no_memory_holds_up_no_other() {
+    let (mut state, mut now) = state();
+    state.start_begins(Some(class(4096)), now);
+    state.start_ends(now);
+    now += QUIET;
+    assert_eq!(state.next(&held(&[256], now), false, now), Next::Start(class(4096)));
+    state.no_memory(class(4096));
+    assert_eq!(filled(&mut state, vec![256], now), [256]);
+    assert!(state.is_short());
+    state.memory_freed();
+    assert_eq!(state.next(&held(&[256], now), false, now), Next::Start(class(4096)));
+}
+
+#[test]
 fn without_memory_it_asks_again_only_when_there_may_be_some() {
     let (mut state, now) = state();
-    state.no_memory();
+    state.no_memory(class(256));
     assert_eq!(state.next(&[], false, now), Next::Wait(None));
     state.memory_freed();
     assert_eq!(state.next(&[], false, now), Next::Start(class(256)));
