@@ -92,8 +92,12 @@ impl State {
         self.quiet_until = now + QUIET;
     }
 
-    /// A spare could not be started, or died.
+    /// A spare could not be started, or died. Until the next is tried more of them say nothing new: what takes the egress supervisor
+    /// takes all spares with it.
     pub fn failed(&mut self, now: Instant) {
+        if self.failures > 0 && now < self.not_before {
+            return;
+        }
         let backoff = (BACKOFF_MIN * 2u32.pow(self.failures.min(16))).min(BACKOFF_MAX);
         self.failures += 1;
         self.not_before = now + backoff;

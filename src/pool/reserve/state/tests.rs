@@ -85,11 +85,11 @@ fn it_waits_until_no_start_is_under_way_and_a_little_longer_but_not_for_ever() {
 
 #[test]
 fn after_a_failure_it_waits_longer_each_time_until_one_was_of_use() {
-    let (mut state, now) = state();
-    let waits = |state: &mut State| {
+    let (mut state, mut now) = state();
+    let mut waits = |state: &mut State| {
         state.failed(now);
         let Next::Wait(Some(until)) = state.next(&[], false, now) else { panic!("it does not wait") };
-        until - now
+        until - std::mem::replace(&mut now, until)
     };
     assert_eq!([waits(&mut state), waits(&mut state), waits(&mut state)], [1, 2, 4].map(|times| BACKOFF_MIN * times));
     for _ in 0..20 {
@@ -98,6 +98,15 @@ fn after_a_failure_it_waits_longer_each_time_until_one_was_of_use() {
     assert_eq!(waits(&mut state), BACKOFF_MAX);
     state.proved();
     assert_eq!(waits(&mut state), BACKOFF_MIN);
+}
+
+#[test]
+fn those_that_die_together_are_one_failure() {
+    let (mut state, now) = state();
+    for _ in 0..20 {
+        state.failed(now);
+    }
+    assert_eq!(state.next(&[], false, now), Next::Wait(Some(now + BACKOFF_MIN)));
 }
 
 #[test]
