@@ -57,6 +57,7 @@ function request(idJson, method, params) {
     const problem = initializeProblem(params);
     if (problem !== null) return channel.respondError(idJson, BAD_PARAMS, problem);
     initializeSeen = true;
+    channel.notify('initializing', '{}'); // From here on what happens may be the tenant's doing.
     scope.setConcurrency(params.concurrency);
     logs.setLimits(params.limits);
     logs.refillOutside();

@@ -9,8 +9,9 @@ test('a handshake: ready, initialize, invoke, shutdown', async (t) => {
   const worker = new Worker(t, { 'f.js': ECHO });
   const ready = await worker.message((m) => m.method === 'ready');
   assert.equal(ready.params.node, process.version);
-  const { result } = await worker.initialize({ functions: [fn('f.js')] });
-  assert.ok(result.initMs >= 0);
+  const initialized = await worker.initialize({ functions: [fn('f.js')] });
+  assert.ok(initialized.result.initMs >= 0);
+  assert.deepEqual(worker.messages.slice(1), [{ jsonrpc: '2.0', method: 'initializing', params: {} }, initialized]);
   const reply = await worker.invoke({ text: 'grüße 🐈 \u2028' });
   assert.deepEqual(reply.result.outcome, { value: { echo: { text: 'grüße 🐈 \u2028' } } });
   assert.ok(reply.result.usage.cpuMicros >= 0);

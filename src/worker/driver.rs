@@ -62,6 +62,8 @@ pub(super) struct Driver {
     /// The process is gone.
     exited: bool,
     spawned: Instant,
+    /// For Node until it is ready, and then until it takes `initialize`.
+    patience: Duration,
 }
 
 type Started = oneshot::Sender<Result<Duration, StartError>>;
@@ -75,6 +77,8 @@ enum Phase {
         deadline: Instant,
         started: Started,
         id: String,
+        /// It says so. Before that nothing of the tenant's has run.
+        begun: bool,
     },
     Serving,
     /// Finishes what it runs, then shuts down.
@@ -127,12 +131,13 @@ impl Driver {
         scratch: Option<TempDir>,
         commands: mpsc::Receiver<Command>,
         started: Started,
+        patience: Duration,
     ) -> Option<Self> {
         let spawned = Instant::now();
         let io = Io::new(pipes, config.result_bytes_max + ENVELOPE_BYTES)?;
         let sink = Sink::new(config.logs.clone(), &program, &config.log_limits);
         let idle_budget = Budget::new(&config.log_limits);
-        let phase = Phase::Booting { deadline: spawned + config.ready_timeout, started };
+        let phase = Phase::Booting { deadline: spawned + patience, started };
         Some(Self {
             config,
             program,
@@ -151,6 +156,7 @@ impl Driver {
             faulted: false,
             exited: false,
             spawned,
+            patience,
         })
     }
 
@@ -343,6 +349,7 @@ impl Driver {
     fn receive(&mut self, frame: &[u8]) {
         match protocol::parse(frame) {
             Ok(Inbound::Ready { node }) => self.ready(&node),
+            Ok(Inbound::Initializing) => self.initializing(),
             Ok(Inbound::Log { id, level, text, at_ms }) => self.log_console(id.as_deref(), level, &text, at_ms),
             Ok(Inbound::Fault { failure, exiting }) => {
                 let failure = self.cleaned(failure);

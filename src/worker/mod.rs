@@ -38,6 +38,9 @@ pub use spare::{Class, Spare};
 const COMMANDS_QUEUED_MAX: usize = 128;
 /// For a driver to answer after a job's timeout, on a busy machine.
 const DRIVER_GRACE: Duration = Duration::from_secs(5);
+/// For a spare, which has nothing else to do than to take its app: a caller who waits for one that hangs must have the time left to get
+/// a fresh worker.
+const SPARE_PATIENCE: Duration = Duration::from_secs(1);
 /// Node needs 24 at least (isolation.md 1.4).
 const OPEN_FILES: u64 = 256;
 /// What a worker needs besides its JavaScript heap: code, stacks, semi-spaces, Buffers (isolation.md 1.5).
@@ -203,7 +206,8 @@ impl Worker {
         let spec = spec(&config, &program.limits, Some(&program), scratch.as_ref().map(TempDir::path));
         let mut child = config.sandbox.spawn(spec).await.map_err(|err: sandbox::Error| broken("spawn", &err))?;
         let pipes = child.take_pipes().ok_or_else(|| broken("spawn", &"the child has no pipes"))?;
-        Self::drive(config, program, (child, pipes), scratch)
+        let patience = config.ready_timeout;
+        Self::drive(config, program, (child, pipes), scratch, patience)
     }
 
     /// Makes a spare the program's worker, for good. As [`Worker::spawn`] otherwise.
@@ -225,7 +229,7 @@ impl Worker {
             spare.end().await;
             return Err(StartError::Broken(err.to_string()));
         }
-        Self::drive(config, program, (spare.child, spare.pipes), None)
+        Self::drive(config, program, (spare.child, spare.pipes), None, SPARE_PATIENCE)
     }
 
     fn drive(
@@ -233,12 +237,13 @@ impl Worker {
         program: Arc<Program>,
         (child, pipes): (Child, Pipes),
         scratch: Option<TempDir>,
+        patience: Duration,
     ) -> Result<(Self, Starting), StartError> {
         let pid = child.pid();
         let (commands, receiver) = mpsc::channel(COMMANDS_QUEUED_MAX);
         let (ended_sender, ended) = watch::channel(false);
         let (started, start) = oneshot::channel();
-        let driver = driver::Driver::new(config, program, (child, pipes), scratch, receiver, started)
+        let driver = driver::Driver::new(config, program, (child, pipes), scratch, receiver, started, patience)
             .ok_or_else(|| StartError::Broken("the child has no pipes".to_owned()))?;
         tokio::spawn(async move {
             driver.run().await;

@@ -91,6 +91,8 @@ pub enum Inbound<'a> {
     Ready {
         node: String,
     },
+    /// It has read `initialize`: tenants' code loads from now on.
+    Initializing,
     Log {
         id: Option<Cow<'a, str>>,
         level: LogLevel,
@@ -213,6 +215,7 @@ pub fn parse(frame: &[u8]) -> Result<Inbound<'_>, serde_json::Error> {
             let ready: ReadyParams = serde_json::from_str(params())?;
             Ok(Inbound::Ready { node: ready.node.chars().take(40).collect() })
         }
+        (Some("initializing"), None) => Ok(Inbound::Initializing),
         (Some("log"), None) => {
             let log: LogParams<'_> = serde_json::from_str(params())?;
             let level = match log.level.as_str() {

@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 
 use chatfn::proto;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::json;
 use tokio::task::JoinSet;
 
@@ -156,8 +158,7 @@ async fn a_spare_that_dies_is_replaced() {
     server.expect_log("a worker in reserve has ended");
     until_full(&server, 2).await;
     let before = spares(&server);
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(before[0].cast_signed()), nix::sys::signal::Signal::SIGKILL)
-        .expect("kill");
+    kill(Pid::from_raw(before[0].cast_signed()), Signal::SIGKILL).expect("kill");
     wait_until("another one takes its place", async || {
         let now = spares(&server);
         now.len() == 2 && !now.contains(&before[0]) && now.contains(&before[1])
@@ -167,6 +168,36 @@ async fn a_spare_that_dies_is_replaced() {
     app.login("jane").await.json();
     assert_eq!(from_reserve(&app).await, 1);
     server.stop().await;
+}
+
+/// What the caller gets who is given a spare that stands still, whatever happens to it `meanwhile`.
+async fn caller_of_a_spare_that_stands_still(meanwhile: impl AsyncFn(&TestServer, Pid)) {
+    let mut server = TestServer::with(&["reserve_workers=1", "idle_ttl=1s"]).await;
+    server.expect_log("a worker in reserve was of no use");
+    let app = server.deploy_function("demo", LOGIN, "export const handleEvent = () => 1").await;
+    let before = from_reserve(&app).await;
+    wait_until("it retires", async || app.pool().await.worker_pids.is_empty()).await;
+    until_full(&server, 1).await;
+    let spare = Pid::from_raw(spares(&server)[0].cast_signed());
+    kill(spare, Signal::SIGSTOP).expect("stop");
+    let caller = app.clone();
+    let call = tokio::spawn(async move { caller.login("jane").await });
+    wait_until("it is taken", async || !is_spare(spare.as_raw().cast_unsigned())).await;
+    meanwhile(&server, spare).await;
+    assert_eq!(call.await.expect("an answer").json(), 1);
+    assert_eq!(from_reserve(&app).await, before, "this one started afresh");
+    assert_eq!(app.pool().await.workers_failed_total, 0, "it is not the app's fault");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_spare_that_hangs_costs_its_caller_a_second_and_its_app_nothing() {
+    caller_of_a_spare_that_stands_still(async |_, _| {}).await;
+}
+
+#[tokio::test]
+async fn a_spare_that_dies_before_it_took_its_app_is_not_the_apps_fault() {
+    caller_of_a_spare_that_stands_still(async |_, spare| kill(spare, Signal::SIGKILL).expect("kill")).await;
 }
 
 #[tokio::test]

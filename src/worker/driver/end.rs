@@ -31,6 +31,9 @@ impl Driver {
             Phase::Booting { started, .. } => {
                 let _ = started.send(Err(StartError::Broken(format!("Node ended before it was ready: {end}"))));
             }
+            Phase::Initializing { started, begun: false, .. } => {
+                let _ = started.send(Err(StartError::Broken(format!("Node ended before it took its app: {end}"))));
+            }
             Phase::Initializing { started, .. } => {
                 let failure = FunctionFailure { kind: FailureKind::InitFailed, ..end.clone() };
                 let _ = started.send(Err(StartError::Init(failure)));

@@ -34,8 +34,18 @@ impl Driver {
             },
         };
         let body = protocol::initialize(&id, &params);
-        self.phase = Phase::Initializing { deadline: Instant::now() + self.config.init_timeout, started, id };
+        self.phase = Phase::Initializing { deadline: Instant::now() + self.patience, started, id, begun: false };
         self.send(&body);
+    }
+
+    pub(super) fn initializing(&mut self) {
+        match &mut self.phase {
+            Phase::Initializing { deadline, begun, .. } if !*begun => {
+                *begun = true;
+                *deadline = Instant::now() + self.config.init_timeout;
+            }
+            _ => self.kill(KillCause::Protocol("it began to initialize out of place".to_owned())),
+        }
     }
 
     pub(super) fn initialized(&mut self, body: Response<'_>) {
@@ -62,8 +72,11 @@ impl Driver {
     pub(super) fn start_timed_out(&mut self) {
         let error = match std::mem::replace(&mut self.phase, Phase::Stopping) {
             Phase::Booting { started, .. } => {
-                let limit = self.config.ready_timeout;
-                Some((started, StartError::Broken(format!("Node was not ready within {limit:?}"))))
+                Some((started, StartError::Broken(format!("Node was not ready within {:?}", self.patience))))
+            }
+            Phase::Initializing { started, begun: false, .. } => {
+                let problem = format!("Node was ready, but did not take its app within {:?}", self.patience);
+                Some((started, StartError::Broken(problem)))
             }
             Phase::Initializing { started, .. } => {
                 let message = format!(
