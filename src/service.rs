@@ -323,10 +323,12 @@ fn announce(config: &Config, address: SocketAddr, has_token: bool, memory_budget
             "isolation: --insecure-no-sandbox: tenants' code can do all that this user can: run trusted code only"
         );
     }
-    if config.reserve_workers > 0 && !isolation.mode.has_root() {
+    if config.reserve_workers > 0
+        && let Some(reason) = &isolation.no_attach
+    {
         let mode = isolation.mode;
         tracing::info!(
-            "reserve: off, as a running worker cannot be given an app's files in mode {mode}: all start afresh"
+            "reserve: off, as a running worker cannot be given an app's files here (mode {mode}: {reason}): all start afresh"
         );
     }
     if !has_token {

@@ -156,6 +156,8 @@ pub struct Report {
     pub refused: Vec<(Mode, String)>,
     /// 0: none.
     pub landlock_abi: u32,
+    /// Why a running child cannot be shown an app's files here; `None`: it can.
+    pub no_attach: Option<String>,
 }
 
 impl Report {

@@ -20,6 +20,7 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{getpid, getuid, pipe2};
 use serde::{Deserialize, Serialize};
 
+use super::attach::attach;
 use super::launch::Launcher;
 use super::message::ChildId;
 use super::plan::{Become, Stdio};
@@ -198,17 +199,17 @@ fn use_memory() {
     }
 }
 
-/// Starts the probe children and tells what holds.
+/// Starts the probe children and tells what holds, and whether a running child can be shown more.
 ///
 /// # Errors
 /// A child could not even be confined: the mode does not work here.
-pub(super) fn prove(launcher: &mut Launcher) -> io::Result<Vec<Layer>> {
+pub(super) fn prove(launcher: &mut Launcher) -> io::Result<(Vec<Layer>, Result<(), String>)> {
     let canary_listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let canary = launcher.settings.root.with_file_name(CANARY);
     leave_canary(&canary)?;
     let canary_text: &'static str = Box::leak(canary.display().to_string().into_boxed_str()); // Once in a broker's life.
     let attempt = Attempt::Forbidden { canary_port: canary_listener.local_addr()?.port(), canary: canary_text };
-    let (said, exit) = run(launcher, attempt, PROBE_MEMORY_BYTES)?;
+    let Probed { said, exit, attached } = run(launcher, attempt, PROBE_MEMORY_BYTES)?;
     let _ = fs::remove_file(&canary);
     let mut findings: Vec<Finding> = said.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
     if findings.is_empty() {
@@ -229,7 +230,7 @@ pub(super) fn prove(launcher: &mut Launcher) -> io::Result<Vec<Layer>> {
     if launcher.cgroups.is_some() {
         layers.push(memory(launcher)?);
     }
-    Ok(layers)
+    Ok((layers, attached))
 }
 
 /// Never through a link: the directory is the service's, and we may have privileges that it has not.
@@ -241,14 +242,21 @@ fn leave_canary(path: &Path) -> io::Result<()> {
 
 fn memory(launcher: &mut Launcher) -> io::Result<Layer> {
     // RLIMIT_DATA out of the way: the cgroup's limit is what is tried.
-    let (_, exit) = run(launcher, Attempt::Memory, PROBE_MEMORY_BYTES * 4)?;
+    let Probed { exit, .. } = run(launcher, Attempt::Memory, PROBE_MEMORY_BYTES * 4)?;
     let (used, limit, peak) = ((PROBE_MEMORY_BYTES * 2) >> 20, PROBE_MEMORY_BYTES >> 20, exit.peak_memory_bytes >> 20);
     let ended = if exit.memory_limit_hit { "the kernel ended it" } else { "nothing ended it" };
     let proof = format!("using {used} MiB with its cgroup's limit at {limit} MiB: {ended}, its peak was {peak} MiB");
     Ok(Layer { name: LayerName::Memory, active: exit.memory_limit_hit, proof })
 }
 
-fn run(launcher: &mut Launcher, attempt: Attempt, data_bytes: u64) -> io::Result<(String, Exit)> {
+/// What became of a probe child.
+struct Probed {
+    said: String,
+    exit: Exit,
+    attached: Result<(), String>,
+}
+
+fn run(launcher: &mut Launcher, attempt: Attempt, data_bytes: u64) -> io::Result<Probed> {
     let (read, stdout) = pipe2(OFlag::O_CLOEXEC)?;
     let (_null, stderr) = pipe2(OFlag::O_CLOEXEC)?;
     let (stdout, stderr) = (away(stdout)?, away(stderr)?);
@@ -273,6 +281,11 @@ fn run(launcher: &mut Launcher, attempt: Attempt, data_bytes: u64) -> io::Result
         protocol: false,
     };
     let running = launcher.launch(PROBE, &spec, Stdio { stdout, stderr, protocol: None }, Become::Probe(attempt))?;
+    // Nothing to show it: whether its namespace can be entered is the question, which takes CAP_SYS_CHROOT besides what a mode takes.
+    let attached = match &running.mounts {
+        Some(namespace) => attach(namespace, &[]).map_err(|err| format!("enter its mount namespace: {err}")),
+        None => Err("it has no root of its own".to_owned()),
+    };
     let mut said = String::new();
     File::from(read).take(64 << 10).read_to_string(&mut said)?;
     let status = match waitpid(running.pid, None)? {
@@ -281,7 +294,7 @@ fn run(launcher: &mut Launcher, attempt: Attempt, data_bytes: u64) -> io::Result
         _ => ExitStatus::Unknown,
     };
     // Where it had an init, that one's word counts.
-    Ok((said, launcher.bury(running, Exit { status, ..Exit::UNKNOWN })))
+    Ok(Probed { said, exit: launcher.bury(running, Exit { status, ..Exit::UNKNOWN }), attached })
 }
 
 /// The low numbers are the child's.

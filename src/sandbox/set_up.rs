@@ -50,7 +50,7 @@ pub(super) fn set_up(settings: Settings) -> Result<(Launcher, Report), String> {
             };
             launcher.cgroups = available;
             match probe::prove(&mut launcher) {
-                Ok(proven) => Ok((launcher, proven, missing)),
+                Ok((proven, attached)) => Ok((launcher, (proven, attached), missing)),
                 Err(err) => {
                     cgroups = Some(launcher.cgroups.take().ok_or_else(|| missing.unwrap_or_default()));
                     Err(err)
@@ -114,7 +114,7 @@ fn enter_user_namespace() -> io::Result<()> {
 /// With the layers that are proven by being there.
 fn finish(
     mut launcher: Launcher,
-    proven: Vec<Layer>,
+    (proven, attached): (Vec<Layer>, Result<(), String>),
     no_cgroups: Option<&str>,
     refused: Vec<(Mode, String)>,
 ) -> (Launcher, Report) {
@@ -128,7 +128,8 @@ fn finish(
     found.push(start_supervisor(&mut launcher));
     found.extend(cgroup_layers(launcher.cgroups.as_ref(), no_cgroups));
     let layers = LAYERS.iter().filter_map(|name| found.iter().find(|layer| layer.name == *name).cloned()).collect();
-    let report = Report { mode, layers, refused, landlock_abi: landlock::abi().unwrap_or(0) };
+    let report =
+        Report { mode, layers, refused, landlock_abi: landlock::abi().unwrap_or(0), no_attach: attached.err() };
     (launcher, report)
 }
 

@@ -43,7 +43,7 @@ pub struct Spare {
 impl Spare {
     /// Whether a running child can be given an app's files here.
     pub fn is_possible(config: &Config) -> bool {
-        config.sandbox.report().mode.has_root()
+        config.sandbox.report().no_attach.is_none()
     }
 
     /// Starts one, and returns once its shim is ready.

@@ -1,6 +1,8 @@
 //! Workers that wait in reserve: whose they become, what they show then, and to whom they yield.
 
 use std::collections::BTreeSet;
+use std::process::Command;
+use std::sync::Arc;
 
 use chatfn::proto;
 use nix::sys::signal::{Signal, kill};
@@ -284,6 +286,33 @@ async fn without_a_sandbox_or_a_reserve_workers_start_afresh() {
         assert_eq!(server.log().iter().any(|line| line.contains(" INFO ") && line.contains("reserve: off")), says);
         server.stop().await;
     }
+}
+
+#[tokio::test]
+async fn a_broker_that_may_not_enter_a_workers_root_says_so_and_keeps_no_reserve() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("skipped, because only root has capabilities to give up");
+        return;
+    }
+    let data = Arc::new(tempfile::tempdir().expect("temp dir"));
+    let mut command = without_chroot();
+    command.arg("--data-dir").arg(data.path().join("data"));
+    let started = TestServer::reached(command, data, Vec::new(), async |endpoint| endpoint.connect().await).await;
+    let server = started.expect("it starts");
+    let app = looking("demo").on(&server).await;
+    assert_eq!(app.login("jane").await.json()["cwd"], "/app");
+    assert_eq!(from_reserve(&app).await, 0);
+    let log = server.log();
+    assert!(log.iter().any(|line| line.contains("reserve: off") && line.contains("not permitted")), "{log:#?}");
+    server.stop().await;
+}
+
+#[allow(clippy::disallowed_methods, reason = "tests start the service as users do")]
+fn without_chroot() -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--bounding-set=-sys_chroot", "--inh-caps=-sys_chroot", env!("CARGO_BIN_EXE_chatfn")]);
+    command.args(["serve", "--listen=127.0.0.1:0", "--set", "default_dependencies={}"]);
+    command
 }
 
 #[tokio::test]

@@ -155,8 +155,9 @@ fn request() -> impl Strategy<Value = Request> {
 fn report() -> impl Strategy<Value = Report> {
     let name = select(vec![LayerName::Broker, LayerName::Landlock, LayerName::Memory, LayerName::Pids]);
     let layer = (name, any::<bool>(), text()).prop_map(|(name, active, proof)| Layer { name, active, proof });
-    (mode(), vec(layer, 0..4), vec((mode(), text()), 0..3), any::<u32>())
-        .prop_map(|(mode, layers, refused, landlock_abi)| Report { mode, layers, refused, landlock_abi })
+    (mode(), vec(layer, 0..4), vec((mode(), text()), 0..3), any::<u32>(), option::of(text())).prop_map(
+        |(mode, layers, refused, landlock_abi, no_attach)| Report { mode, layers, refused, landlock_abi, no_attach },
+    )
 }
 
 fn exit() -> impl Strategy<Value = Exit> {
