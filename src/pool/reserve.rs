@@ -93,17 +93,17 @@ impl Reserve {
         (Self { shared }, keep)
     }
 
-    /// Says that a worker with these limits starts, taken from here or not.
-    pub(super) fn start_begins(&self, limits: &Limits) -> UnderWay {
+    /// Says that a worker of this class starts, taken from here or not.
+    pub(super) fn start_begins(&self, class: Option<Class>) -> UnderWay {
         if let Some(shared) = &self.shared {
-            shared.shelf().state.start_begins(Class::of(limits), Instant::now());
+            shared.shelf().state.start_begins(class, Instant::now());
         }
         UnderWay(self.shared.clone())
     }
 
-    /// A spare for a worker with these limits, with the memory that was reserved for it.
-    pub(super) fn take(&self, limits: &Limits) -> Option<(Spare, Reservation)> {
-        let (shared, class) = (self.shared.as_ref()?, Class::of(limits)?);
+    /// A spare of this class, with the memory that was reserved for it.
+    pub(super) fn take(&self, class: Option<Class>) -> Option<(Spare, Reservation)> {
+        let (shared, class) = (self.shared.as_ref()?, class?);
         let mut shelf = shared.shelf();
         let fits = |waiting: &Waiting| waiting.held.class == class && !waiting.reservation.is_leaving();
         let index = shelf.spares.iter().position(fits)?;

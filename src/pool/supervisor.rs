@@ -277,9 +277,9 @@ impl Supervisor {
 
     /// Memory for a worker, with one of the reserve's in it where that is of use to somebody who waits, or there is no other.
     fn provide(&mut self) -> Option<(Option<Spare>, Reservation)> {
-        let limits = &self.program.limits;
+        let (limits, class) = (&self.program.limits, self.program.class());
         let (account, reserve) = (&mut self.account, &self.reserve);
-        let taken = || reserve.take(limits).map(|(spare, reservation)| (Some(spare), reservation));
+        let taken = || reserve.take(class).map(|(spare, reservation)| (Some(spare), reservation));
         if self.state.counts().waiting > 0 {
             return taken().or_else(|| Some((None, account.reserve(limits.memory_bytes, Purpose::Call)?)));
         }
@@ -295,7 +295,7 @@ impl Supervisor {
         let config = Arc::clone(&self.workers);
         let program = Arc::clone(&self.program);
         let news = self.news_sender.clone();
-        let under_way = self.reserve.start_begins(&self.program.limits);
+        let under_way = self.reserve.start_begins(self.program.class());
         let task = self.tasks.spawn(live(config, program, news, id, spare, under_way));
         self.workers_by_task.insert(task.id(), id);
         self.reservations.insert(id, reservation);

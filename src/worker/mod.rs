@@ -302,7 +302,7 @@ fn spec(config: &Config, limits: &Limits, program: Option<&Program>, scratch: Op
     Spec {
         profile: if limits.subprocesses { Profile::WorkerWithSubprocesses } else { Profile::Worker },
         args,
-        environment: environment(config, scratch),
+        environment: environment(config, program, scratch),
         // The mount point, where nothing is mounted yet.
         directory: program.map_or_else(|| APP.into(), |program| config.directory(program)),
         mounts: program.map(Program::mounts).into_iter().flatten().chain([shim]).collect(),
@@ -324,6 +324,11 @@ fn spec(config: &Config, limits: &Limits, program: Option<&Program>, scratch: Op
 }
 
 impl Program {
+    /// Of the spares that can become this program's. `None`: its workers are always started for it alone.
+    pub fn class(&self) -> Option<Class> {
+        Class::of(&self.limits).filter(|_| !self.environment.keys().any(|name| is_read_at_start(name)))
+    }
+
     /// The version's directory first.
     fn mounts(&self) -> Vec<Mount> {
         let layer = self.layer.iter().map(|layer| Mount::read_only(layer, LAYER));
@@ -331,16 +336,24 @@ impl Program {
     }
 }
 
-/// What every worker has. The app's own comes with `initialize`.
-fn environment(config: &Config, scratch: Option<&Path>) -> BTreeMap<String, String> {
+/// Whether Node looks at this variable before it runs any code, and never again: its locale, by which dates and numbers are written.
+fn is_read_at_start(name: &str) -> bool {
+    name == "LANG" || name.starts_with("LC_")
+}
+
+/// What every worker has. The app's own comes with `initialize`, but for what would come too late.
+fn environment(config: &Config, program: Option<&Program>, scratch: Option<&Path>) -> BTreeMap<String, String> {
     let node_directory = config.sandbox.node_seen(&config.node).parent().unwrap_or(Path::new("/usr/bin")).display();
     let scratch = scratch.unwrap_or(Path::new("/tmp")).display().to_string();
-    BTreeMap::from([
+    let mut environment = BTreeMap::from([
         ("PATH".to_owned(), format!("{node_directory}:/usr/local/bin:/usr/bin:/bin")),
         ("HOME".to_owned(), scratch.clone()),
         ("TMPDIR".to_owned(), scratch),
         ("LANG".to_owned(), "C.UTF-8".to_owned()),
         ("TZ".to_owned(), "UTC".to_owned()),
         ("NODE_ENV".to_owned(), "production".to_owned()),
-    ])
+    ]);
+    let own = program.iter().flat_map(|program| &program.environment).filter(|(name, _)| is_read_at_start(name));
+    environment.extend(own.map(|(name, value)| (name.clone(), value.clone())));
+    environment
 }

@@ -232,6 +232,17 @@ async fn an_app_with_subprocesses_never_gets_one() {
 }
 
 #[tokio::test]
+async fn an_app_with_a_locale_of_its_own_gets_workers_that_start_in_it() {
+    let server = TestServer::start().await;
+    until_full(&server, 2).await;
+    let source = "export const handleEvent = () => [(1234.5).toLocaleString(), process.env.LANG]";
+    let app = Publish::login("demo", source).variable("LANG", "de_DE.UTF-8").on(&server).await;
+    assert_eq!(app.login("jane").await.json(), json!(["1.234,5", "de_DE.UTF-8"]));
+    assert_eq!((from_reserve(&app).await, spares(&server).len()), (0, 2));
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn spares_never_cost_a_caller_memory() {
     // Room for two workers of the default limits, and not for a large one beside one of them.
     let budget = format!("memory_budget_bytes={}", 2 * WORKER_BYTES + (1 << 20));
