@@ -394,7 +394,14 @@ impl Child {
     /// Dropping the future leaves the child with or without.
     pub async fn attach(&self, mounts: Vec<Mount>, limits: Limits, network: Network) -> Result<(), Error> {
         let (attached, attach) = oneshot::channel();
-        self.shared.waiting().attaches.insert(self.id, attached);
+        {
+            let mut waiting = self.shared.waiting();
+            // Whoever waited was told so; nobody would tell us.
+            if waiting.gone {
+                return Err(Error::BrokerGone);
+            }
+            waiting.attaches.insert(self.id, attached);
+        }
         self.shared.request(Request::Attach { id: self.id, mounts, limits, network }, Vec::new())?;
         match attach.await {
             Ok(None) => Ok(()),
@@ -427,5 +434,45 @@ impl Child {
 impl Drop for Child {
     fn drop(&mut self) {
         self.kill();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+    use crate::model::Mode;
+
+    #[test]
+    fn who_asks_after_the_brokers_end_does_not_wait_for_its_answer() {
+        let report = Report { mode: Mode::Full, layers: vec![], refused: vec![], landlock_abi: 0, no_attach: None };
+        let (requests, _queue) = mpsc::sync_channel(REQUESTS_QUEUED_MAX);
+        let (socket, _) = UnixStream::pair().expect("pair");
+        let (waiting, gone) = (Mutex::new(Waiting { gone: true, ..Waiting::default() }), CancellationToken::new());
+        let shared = Arc::new(Shared { report, requests, waiting, gone, socket, broker_pid: 0 });
+        let (_exited, exit) = oneshot::channel();
+        let child = Child {
+            id: ChildId(1),
+            pid: 0,
+            costs: Costs::default(),
+            pipes: None,
+            listener: None,
+            exit,
+            shared,
+            ended: None,
+        };
+        let limits = Limits {
+            memory_bytes: 0,
+            data_bytes: 0,
+            cpu_millis: 0,
+            pids: 0,
+            tmp_bytes: 0,
+            open_files: 0,
+            file_bytes: 0,
+            cpu_time: None,
+        };
+        let attached = child.attach(Vec::new(), limits, Network::Nothing).now_or_never();
+        assert!(matches!(attached, Some(Err(Error::BrokerGone))), "{attached:?}");
     }
 }
