@@ -257,7 +257,9 @@ impl Invoker {
 
     async fn queue(&self, call: Call, trigger_type: &TriggerType, event: RawJson) -> Result<Answer, Error> {
         let refused = match self.resolve(&call, trigger_type).await {
-            Ok(Ok((served, _))) => return self.enqueue(call, served.version.number, trigger_type, event).await,
+            Ok(Ok((served, function))) => {
+                return self.enqueue(call, served.version.number, &function, event).await;
+            }
             Ok(Err((reason, version))) => Ok(Answer::Skipped { reason, version }),
             Err(err) => Err(err),
         };
@@ -273,7 +275,7 @@ impl Invoker {
         &self,
         call: Call,
         version: VersionNumber,
-        trigger_type: &TriggerType,
+        function: &Function,
         event: RawJson,
     ) -> Result<Answer, Error> {
         let now = SystemTime::now();
@@ -284,12 +286,13 @@ impl Invoker {
         }
         let queued = self.shared.store.enqueue(NewEvent {
             app: call.app,
-            trigger_type: trigger_type.clone(),
+            trigger_type: function.trigger_type.clone(),
             version,
             payload: event,
             ordering_key: call.ordering_key,
             idempotency_key: call.idempotency_key,
             due_at,
+            batch: function.batch,
             enqueued_at: now,
             hops: call.hops,
             dead: (call.hops > hops_max).then_some(DeadReason::Loop),

@@ -12,7 +12,7 @@ use crate::model::{
 };
 use crate::pool::Figures;
 use crate::proto;
-use crate::publish::{Code, FailurePolicySpec, FunctionDecl, ProjectSpec, RetrySpec, Step};
+use crate::publish::{BatchSpec, Code, FailurePolicySpec, FunctionDecl, ProjectSpec, RetrySpec, Step};
 use crate::store::{App, QueueFigures};
 
 use super::status::invalid;
@@ -115,6 +115,10 @@ fn function_decl(spec: proto::FunctionSpec) -> Result<FunctionDecl, Status> {
             default_json: non_empty(default_json),
         })
     });
+    let batch = spec.batch.map(|batch| -> Result<_, Status> {
+        let max_size = (batch.max_size != 0).then_some(batch.max_size);
+        Ok(BatchSpec { max_size, max_wait: duration("batch.max_wait", batch.max_wait)? })
+    });
     Ok(FunctionDecl {
         trigger_type: spec.trigger_type,
         code: spec.code.map(|code| match code {
@@ -128,6 +132,7 @@ fn function_decl(spec: proto::FunctionSpec) -> Result<FunctionDecl, Status> {
         timeout: duration("timeout", spec.timeout)?,
         retry: retry.transpose()?,
         failure_policy: failure_policy.transpose()?,
+        batch: batch.transpose()?,
     })
 }
 
@@ -227,6 +232,9 @@ fn function(function: Function) -> proto::FunctionSpec {
             on_overload: policy.on_overload.map_or(0, action),
             default_json: policy.default_json.unwrap_or_default().into(),
         }),
+        batch: function
+            .batch
+            .map(|batch| proto::Batch { max_size: batch.max_size, max_wait: Some(span(batch.max_wait)) }),
     }
 }
 

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::invoke::{self, Attempt, Invoker, SkipReason, runnable};
-use crate::model::{AppId, FailureKind, Function, FunctionFailure, Outcome};
+use crate::model::{AppId, Event, FailureKind, Function, FunctionFailure, Outcome, RawJson, RetryPolicy};
 use crate::serving::{self, Served, Serving};
 use crate::store::{self, AttemptEnd, ClaimedEvent, Disposition, Store};
 
@@ -63,7 +63,12 @@ enum Claimed {
 }
 
 /// What becomes of an event, and how the attempt ended if it counts.
-struct End(Disposition, Option<AttemptEnd>);
+struct End {
+    event: Disposition,
+    /// Of those that were claimed with it.
+    others: Vec<Disposition>,
+    attempt: Option<AttemptEnd>,
+}
 
 /// What we log of our own failures: each once, not for every event that it happens to.
 #[derive(Debug, Default)]
@@ -162,9 +167,11 @@ impl Dispatcher {
     }
 
     async fn handle(&self, claimed: ClaimedEvent) {
-        let End(disposition, attempt) = self.attempt(&claimed).await;
-        self.figures.note(&claimed.event.app, &disposition);
-        let finished = self.store.finish_claim(&claimed, disposition, attempt, SystemTime::now()).await;
+        let End { event, others, attempt } = self.attempt(&claimed).await;
+        for disposition in others.iter().chain([&event]) {
+            self.figures.note(&claimed.event.app, disposition);
+        }
+        let finished = self.store.finish_claim(&claimed, event, others, attempt, SystemTime::now()).await;
         self.shares().ended(&claimed.event.app);
         self.enqueued.notify_one(); // The next one of its line, or of its app, may run now.
         match finished {
@@ -182,45 +189,50 @@ impl Dispatcher {
         let event = &claimed.event;
         let (served, function) = match self.resolve(claimed).await {
             Ok(Ok(found)) => found,
-            Ok(Err(reason)) => return End(Disposition::Skipped { reason: reason.as_str().to_owned() }, None),
+            Ok(Err(reason)) => {
+                return End::of_all(claimed, &Disposition::Skipped { reason: reason.as_str().to_owned() }, None);
+            }
             Err(err) => return self.unresolved(claimed, &err).await,
         };
-        if let Some(reason) = retry::spent(&function.retry, event, SystemTime::now()) {
-            return End(Disposition::Dead { reason }, None);
+        if let Some(end) = spent(claimed, &function.retry) {
+            return end;
         }
         let until = function.timeout + self.settings.wait_max + CLAIM_MARGIN;
         match self.hold(claimed, SystemTime::now() + until).await {
             Ok(true) => {}
-            Ok(false) => return release(), // Taken over; the fence ignores this.
-            Err(err) => return self.released(&err),
+            Ok(false) => return release(claimed), // Taken over; the fence ignores this.
+            Err(err) => return self.released(claimed, &err),
         }
+        // A version that is gone may have wanted batches where the active one does not.
+        let others = if function.batch.is_some() { claimed.others.as_slice() } else { &[] };
         let attempt = Attempt {
             served,
             function: &function,
-            event: event.payload.clone(),
+            event: if function.batch.is_some() { together(event, others) } else { event.payload.clone() },
             number: event.attempt,
             event_id: Some(event.id),
-            hops: event.hops,
+            hops: others.iter().map(|other| other.hops).fold(event.hops, u32::max),
             deadline: Some(Instant::now() + until),
         };
         match self.invoker.attempt(attempt, false).await {
             Ok(ran) => {
                 let invocation = Some(ran.invocation_id);
-                match ran.outcome {
+                let end = match ran.outcome {
                     Outcome::Result(_) | Outcome::Denied(_) => {
-                        End(Disposition::Done, Some(AttemptEnd { invocation, failure: None }))
+                        End::of_all(claimed, &Disposition::Done, Some(AttemptEnd { invocation, failure: None }))
                     }
-                    Outcome::Failed(failure) if failure.kind.is_retryable() => release(),
+                    Outcome::Failed(failure) if failure.kind.is_retryable() => release(claimed),
                     Outcome::Failed(failure) => {
-                        let disposition =
-                            retry::after_failure(&function.retry, event, SystemTime::now(), rand::random());
-                        End(disposition, Some(AttemptEnd { invocation, failure: Some(failure) }))
+                        End::failed(claimed, &function.retry, AttemptEnd { invocation, failure: Some(failure) })
                     }
-                }
+                };
+                if others.len() == claimed.others.len() { end } else { end.alone(claimed) }
             }
-            Err(invoke::Error::AtCapacity(_) | invoke::Error::NoWorker(_) | invoke::Error::Draining) => release(),
+            Err(invoke::Error::AtCapacity(_) | invoke::Error::NoWorker(_) | invoke::Error::Draining) => {
+                release(claimed)
+            }
             Err(invoke::Error::Version(err)) => self.unresolved(claimed, &err).await,
-            Err(err) => self.released(&err),
+            Err(err) => self.released(claimed, &err),
         }
     }
 
@@ -239,23 +251,22 @@ impl Dispatcher {
         let version = self.store.version(&event.app, event.version).await.ok().flatten();
         let function = version.as_ref().and_then(|version| version.function(&event.trigger_type));
         let policy = function.map(|function| function.retry.clone()).unwrap_or_default();
-        if let Some(reason) = retry::spent(&policy, event, SystemTime::now()) {
-            return End(Disposition::Dead { reason }, None);
+        if let Some(end) = spent(claimed, &policy) {
+            return end;
         }
         match err {
             serving::Error::Artifact(_) | serving::Error::Store(store::Error::Corrupt(_)) => {
                 self.complaints.error("failed to load the version of an event", err);
                 let failure = FunctionFailure::new(FailureKind::Collateral, "VersionNotLoaded", err.to_string());
-                let disposition = retry::after_failure(&policy, event, SystemTime::now(), rand::random());
-                End(disposition, Some(AttemptEnd { invocation: None, failure: Some(failure) }))
+                End::failed(claimed, &policy, AttemptEnd { invocation: None, failure: Some(failure) })
             }
-            err => self.released(err),
+            err => self.released(claimed, err),
         }
     }
 
-    fn released(&self, err: &dyn std::error::Error) -> End {
+    fn released(&self, claimed: &ClaimedEvent, err: &dyn std::error::Error) -> End {
         self.complaints.error("failed to run an event; it is tried again", err);
-        release()
+        release(claimed)
     }
 
     /// The version the event was queued for while it exists, else the active one.
@@ -289,6 +300,42 @@ async fn places_for_a_batch(places: &Arc<Semaphore>) -> Vec<OwnedSemaphorePermit
     permits
 }
 
-fn release() -> End {
-    End(Disposition::Release { due_at: SystemTime::now() + RELEASE_DELAY }, None)
+fn release(claimed: &ClaimedEvent) -> End {
+    End::of_all(claimed, &Disposition::Release { due_at: SystemTime::now() + RELEASE_DELAY }, None)
+}
+
+/// A dead letter, if it may not run again. Those that were to run with it wait for the next of their line.
+fn spent(claimed: &ClaimedEvent, policy: &RetryPolicy) -> Option<End> {
+    let reason = retry::spent(policy, &claimed.event, SystemTime::now())?;
+    let end = End { event: Disposition::Dead { reason }, others: Vec::new(), attempt: None };
+    Some(end.alone(claimed))
+}
+
+/// Events as one: an array.
+fn together(first: &Event, others: &[Event]) -> RawJson {
+    let payloads: Vec<&str> = std::iter::once(first).chain(others).map(|event| event.payload.as_str()).collect();
+    RawJson::trusted(&format!("[{}]", payloads.join(",")))
+}
+
+impl End {
+    fn of_all(claimed: &ClaimedEvent, disposition: &Disposition, attempt: Option<AttemptEnd>) -> Self {
+        Self { event: disposition.clone(), others: vec![disposition.clone(); claimed.others.len()], attempt }
+    }
+
+    /// Each by its own attempts, but all at the same time.
+    fn failed(claimed: &ClaimedEvent, policy: &RetryPolicy, attempt: AttemptEnd) -> Self {
+        let (now, random) = (SystemTime::now(), rand::random());
+        let after = |event| retry::after_failure(policy, event, now, random);
+        Self {
+            event: after(&claimed.event),
+            others: claimed.others.iter().map(after).collect(),
+            attempt: Some(attempt),
+        }
+    }
+
+    /// The others did not run.
+    fn alone(mut self, claimed: &ClaimedEvent) -> Self {
+        self.others = vec![Disposition::Release { due_at: SystemTime::now() }; claimed.others.len()];
+        self
+    }
 }

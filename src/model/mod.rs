@@ -17,4 +17,6 @@ pub use invocation::{
 pub use isolation::{Layer, LayerName, Mode, Report};
 pub use limits::{Limits, LimitsError};
 pub use trigger::{Catalogue, CatalogueError, Trigger, TriggerDeclaration, TriggerType};
-pub use version::{FailureAction, FailurePolicy, Function, FunctionModule, Module, RetryPolicy, Version, VersionState};
+pub use version::{
+    Batch, FailureAction, FailurePolicy, Function, FunctionModule, Module, RetryPolicy, Version, VersionState,
+};

@@ -58,6 +58,18 @@ pub struct Function {
     pub timeout: Duration,
     pub retry: RetryPolicy,
     pub failure_policy: FailurePolicy,
+    /// It is given the events of one ordering key together, as an array. Versions from before there were batches have none.
+    #[serde(default)]
+    pub batch: Option<Batch>,
+}
+
+/// How many events a non-blocking function is given at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Batch {
+    /// At most.
+    pub max_size: u32,
+    /// No event waits longer for others.
+    pub max_wait: Duration,
 }
 
 /// How a non-blocking function's event is retried.

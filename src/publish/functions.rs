@@ -7,7 +7,9 @@ use bytes::Bytes;
 
 use super::error::{InvalidSpec, short};
 use super::sources::{is_code, is_declaration};
-use crate::model::{Catalogue, FailureAction, FailurePolicy, Function, RawJson, RetryPolicy, Trigger, TriggerType};
+use crate::model::{
+    Batch, Catalogue, FailureAction, FailurePolicy, Function, RawJson, RetryPolicy, Trigger, TriggerType,
+};
 
 /// What a request says about one function.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -24,6 +26,7 @@ pub struct FunctionDecl {
     pub timeout: Option<Duration>,
     pub retry: Option<RetrySpec>,
     pub failure_policy: Option<FailurePolicySpec>,
+    pub batch: Option<BatchSpec>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,6 +46,13 @@ pub struct RetrySpec {
     pub max_age: Option<Duration>,
 }
 
+/// `None`: the default, 100 events and 1 s.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct BatchSpec {
+    pub max_size: Option<u32>,
+    pub max_wait: Option<Duration>,
+}
+
 /// `None`: DENY, or for `on_overload` the gRPC error.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct FailurePolicySpec {
@@ -56,6 +66,7 @@ const TIMEOUT_BLOCKING: Duration = Duration::from_secs(5);
 const TIMEOUT_NON_BLOCKING: Duration = Duration::from_secs(30);
 const TIMEOUT_MIN: Duration = Duration::from_millis(10);
 const TIMEOUT_MAX: Duration = Duration::from_secs(15 * 60);
+const HOUR: Duration = Duration::from_secs(60 * 60);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 const NAME_CHARS_MAX: usize = 200;
 const DESCRIPTION_CHARS_MAX: usize = 4_000;
@@ -201,7 +212,7 @@ fn invalid<T>(trigger: &Trigger, problem: impl Into<String>) -> Result<T, Invali
 }
 
 fn describe(trigger: &Trigger, entry: String, declaration: FunctionDecl) -> Result<Function, InvalidSpec> {
-    let FunctionDecl { name, description, disabled, timeout, retry, failure_policy, .. } = declaration;
+    let FunctionDecl { name, description, disabled, timeout, retry, failure_policy, batch, .. } = declaration;
     if name.chars().count() > NAME_CHARS_MAX || description.chars().count() > DESCRIPTION_CHARS_MAX {
         return invalid(trigger, "a name has at most 200 characters, a description 4000");
     }
@@ -219,6 +230,9 @@ fn describe(trigger: &Trigger, entry: String, declaration: FunctionDecl) -> Resu
     if !trigger.blocking && failure_policy.is_some() {
         return invalid(trigger, "only a blocking trigger has a verdict: remove failure_policy");
     }
+    if trigger.blocking && batch.is_some() {
+        return invalid(trigger, "the events of a blocking trigger run one by one: remove batch");
+    }
     Ok(Function {
         trigger_type: trigger.trigger_type.clone(),
         name: if name.is_empty() { trigger.trigger_type.to_string() } else { name },
@@ -228,6 +242,7 @@ fn describe(trigger: &Trigger, entry: String, declaration: FunctionDecl) -> Resu
         timeout,
         retry: retry_policy(trigger, retry.unwrap_or_default())?,
         failure_policy: verdict_policy(trigger, failure_policy.unwrap_or_default())?,
+        batch: batch.map(|spec| batch_of(trigger, spec)).transpose()?,
     })
 }
 
@@ -252,6 +267,18 @@ fn retry_policy(trigger: &Trigger, spec: RetrySpec) -> Result<RetryPolicy, Inval
         return invalid(trigger, "retry.max_age: use 1 s to 30 days");
     }
     Ok(RetryPolicy { max_attempts, initial_backoff, max_backoff, max_age })
+}
+
+fn batch_of(trigger: &Trigger, spec: BatchSpec) -> Result<Batch, InvalidSpec> {
+    let max_size = spec.max_size.unwrap_or(100);
+    let max_wait = spec.max_wait.unwrap_or(Duration::from_secs(1));
+    if !(2..=1000).contains(&max_size) {
+        return invalid(trigger, "batch.max_size: use 2 to 1000");
+    }
+    if !(Duration::from_millis(1)..=HOUR).contains(&max_wait) {
+        return invalid(trigger, "batch.max_wait: use 1 ms to 1 h");
+    }
+    Ok(Batch { max_size, max_wait })
 }
 
 fn verdict_policy(trigger: &Trigger, spec: FailurePolicySpec) -> Result<FailurePolicy, InvalidSpec> {

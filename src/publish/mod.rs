@@ -31,7 +31,7 @@ mod types;
 
 pub use diagnostics::Diagnostic;
 pub use error::InvalidSpec;
-pub use functions::{Code, FailurePolicySpec, FunctionDecl, RetrySpec};
+pub use functions::{BatchSpec, Code, FailurePolicySpec, FunctionDecl, RetrySpec};
 pub use layer::Installer;
 pub use npm::{InstallError, InstallLimits, Npm};
 pub use package::PackageJson;

@@ -156,7 +156,7 @@ mod tests {
             store.enqueue(event(id)).await.expect("enqueue");
             let claimed = store.claim(&[(app(id), 1)], at(60), at(1)).await.expect("claim").remove(0);
             let (retry, ended) = (Disposition::Retry { due_at: at(2) }, AttemptEnd { invocation: None, failure: None });
-            assert!(store.finish_claim(&claimed, retry, Some(ended), at(1)).await.expect("finish"));
+            assert!(store.finish_claim(&claimed, retry, Vec::new(), Some(ended), at(1)).await.expect("finish"));
             let invocation = started(id);
             let items = [HistoryItem::Log(line(id, Some(invocation.id), at(1))), HistoryItem::Started(invocation)];
             store.record(&items).await.expect("record");

@@ -39,6 +39,7 @@ pub fn building(app_id: &str) -> NewVersion {
         timeout: Duration::from_millis(1500),
         retry: RetryPolicy::default(),
         failure_policy: FailurePolicy::default(),
+        batch: None,
     };
     let version = Version {
         app: app(app_id),
@@ -94,6 +95,7 @@ pub fn event(app_id: &str) -> NewEvent {
         idempotency_key: None,
         due_at: at(0),
         enqueued_at: at(0),
+        batch: None,
         hops: 0,
         dead: None,
     }

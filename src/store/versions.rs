@@ -243,7 +243,7 @@ const DELETE: &str = "delete a version";
 async fn kept_by(tx: &mut Tx, app: &AppId, number: VersionNumber) -> Result<Option<DeleteVersion>, Error> {
     let query = sqlx::query(
         "SELECT v.state, COALESCE(a.active_version = v.number, FALSE) AS active, (
-             SELECT COUNT(*) FROM events e WHERE e.app_id = v.app_id AND e.state IN (0, 1, 5, 6) AND e.version = v.number
+             SELECT COUNT(*) FROM events e WHERE e.app_id = v.app_id AND e.state IN (0, 1, 5, 6, 7) AND e.version = v.number
          ) AS events
          FROM versions v JOIN apps a ON a.id = v.app_id WHERE v.app_id = $1 AND v.number = $2",
     );

@@ -102,7 +102,7 @@ async fn a_version_in_use_is_not_deleted() {
     let claimed = store.claim(&[(app("shop"), 1)], at(60), at(1)).await.expect("claim").remove(0);
     assert_eq!(delete(1).await, DeleteVersion::NeededByEvents(1), "also while it runs");
     let dead = Disposition::Dead { reason: crate::store::DeadReason::AttemptsExhausted };
-    assert!(store.finish_claim(&claimed, dead, None, at(2)).await.expect("finish"));
+    assert!(store.finish_claim(&claimed, dead, Vec::new(), None, at(2)).await.expect("finish"));
     assert_eq!(delete(1).await, DeleteVersion::Deleted);
     assert_eq!(delete(1).await, DeleteVersion::NotFound);
     assert!(store.environment(&app("shop"), VersionNumber(1)).await.expect("environment").is_empty());

@@ -319,3 +319,36 @@ async fn an_app_can_be_deleted_while_its_events_run() {
     assert_eq!(app.show().await.queue.expect("figures").dead, 0);
     server.stop().await;
 }
+
+#[tokio::test]
+async fn a_function_that_wants_batches_is_given_the_events_of_a_key_together() {
+    let server = TestServer::start().await;
+    let source = "export const handleEvent = (events, context) => {
+        const bodies = events.map((event) => event.message.body);
+        if (bodies.includes('throw')) throw new Error('attempt ' + context.invocation.attempt);
+        return bodies;
+    }";
+    let publish = Publish::sent("demo", source).retry(2, Duration::from_millis(1));
+    let app = publish.batch(3, Duration::from_secs(3600)).on(&server).await;
+    let send = async |key: &str, body: &str| {
+        let request = proto::InvokeRequest { ordering_key: key.to_owned(), ..app.call(SENT, &event(body)) };
+        accept(&app, request).await;
+    };
+    for body in ["first", "second", "third"] {
+        send("jane", body).await;
+    }
+    wait_until("they ran", async || !results(&app).await.is_empty()).await;
+    // Without a key there is nothing to wait for.
+    send("", "alone").await;
+    wait_until("it ran", async || results(&app).await.len() == 2).await;
+    assert_eq!(results(&app).await, [r#"["first","second","third"]"#, r#"["alone"]"#]);
+    // All of a batch fail together, and each keeps its attempts.
+    for body in ["throw", "beside it", "and it"] {
+        send("joe", body).await;
+    }
+    wait_until("they are dead", async || app.show().await.queue.is_some_and(|queue| queue.dead == 3)).await;
+    let queue = app.show().await.queue.expect("figures");
+    assert_eq!((queue.queued, queue.running), (0, 0));
+    assert_eq!(results(&app).await.len(), 2);
+    server.stop().await;
+}

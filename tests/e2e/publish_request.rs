@@ -52,6 +52,12 @@ impl Publish {
         self
     }
 
+    pub fn batch(mut self, max_size: u32, max_wait: Duration) -> Self {
+        let max_wait = max_wait.try_into().ok();
+        self.last().batch = Some(proto::Batch { max_size, max_wait });
+        self
+    }
+
     pub fn retry(mut self, max_attempts: u32, initial_backoff: Duration) -> Self {
         let initial_backoff = Some(initial_backoff.try_into().expect("in range"));
         self.last().retry = Some(proto::RetryPolicy { max_attempts, initial_backoff, ..Default::default() });

@@ -112,6 +112,24 @@ fn timeouts_have_defaults_and_bounds() {
 }
 
 #[test]
+fn batches_are_resolved_and_bounded() {
+    let batch = |trigger, max_size, max_wait: Option<u64>| {
+        let spec = BatchSpec { max_size, max_wait: max_wait.map(Duration::from_millis) };
+        let declaration = FunctionDecl { batch: Some(spec), ..decl(trigger, source()) };
+        resolved(&[], vec![declaration]).map(|mut functions| functions.remove(0).batch)
+    };
+    let default = Batch { max_size: 100, max_wait: Duration::from_secs(1) };
+    assert_eq!(batch(QUEUED, None, None), Ok(Some(default)));
+    assert_eq!(batch(BLOCKING, None, None), Err("INVALID_FUNCTION"));
+    for (good, size) in [(false, 1), (true, 2), (true, 1000), (false, 1001)] {
+        assert_eq!(batch(QUEUED, Some(size), None).is_ok(), good, "{size}");
+    }
+    for (good, wait) in [(false, 0), (true, 1), (true, 3_600_000), (false, 3_600_001)] {
+        assert_eq!(batch(QUEUED, None, Some(wait)).is_ok(), good, "{wait}");
+    }
+}
+
+#[test]
 fn retries_are_resolved_and_bounded() {
     let retry = |trigger, spec| {
         let declaration = FunctionDecl { retry: Some(spec), ..decl(trigger, source()) };

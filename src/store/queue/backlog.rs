@@ -40,7 +40,7 @@ impl Backlog {
     pub async fn open(pool: &SqlitePool, limits: Limits) -> Result<Self, Error> {
         let backlog = Self { limits, counts: Arc::default() };
         let sql =
-            "SELECT a.id, (SELECT COUNT(*) FROM events e WHERE e.app_id = a.id AND e.state IN (0, 1, 5, 6)) AS events
+            "SELECT a.id, (SELECT COUNT(*) FROM events e WHERE e.app_id = a.id AND e.state IN (0, 1, 5, 6, 7)) AS events
              FROM apps a";
         for row in sqlx::query(sql).fetch_all(pool).await.map_err(during("count events"))? {
             backlog.came(&get_parsed(&row, "id")?, get_unsigned(&row, "events")?);

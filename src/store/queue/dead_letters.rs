@@ -64,7 +64,12 @@ impl Store {
         let rows = query.fetch_all(self.read()).await.map_err(during("list dead letters"))?;
         let mut letters = Vec::with_capacity(rows.len());
         for row in &rows {
-            letters.push(self.with_attempts(row).await?);
+            match self.with_attempts(row).await {
+                Ok(letter) => letters.push(letter),
+                // It must not hide the others. What is in it, only the file itself can tell.
+                Err(err @ Error::Corrupt(_)) => tracing::error!(%err, "a dead letter cannot be shown"),
+                Err(err) => return Err(err),
+            }
         }
         Ok(letters)
     }
@@ -98,7 +103,7 @@ impl Store {
                  WHERE seq = $2",
             );
             query.bind(millis(now)).bind(seq).execute(&mut *tx).await.map_err(during(VERB))?;
-            line::advance(&mut tx, seq).await?;
+            line::advance(&mut tx, seq, now).await?;
             redriven.push(id);
         }
         tx.commit().await.map_err(during(VERB))?;
@@ -167,7 +172,7 @@ fn decode(row: &Row) -> Result<EventRecord, Error> {
         ordering_key: get(row, "ordering_key")?,
         state: match get::<i64>(row, "state")? {
             0 | 5 | 6 => EventState::Queued,
-            1 => EventState::Running,
+            1 | 7 => EventState::Running,
             2 => EventState::Done,
             3 => EventState::Skipped,
             4 => EventState::Dead,

@@ -9,6 +9,7 @@ use sqlx::{Sqlite, Transaction};
 
 use super::super::codec::{get, millis};
 use super::super::{Error, during};
+use super::batch;
 
 /// Scheduled events join their lines so many at a time.
 const JOINING_MAX: i64 = 256;
@@ -21,11 +22,18 @@ pub(super) const ADVANCE: &str = "UPDATE events SET state = 0 WHERE seq = (
      AND NOT EXISTS (
          SELECT 1 FROM events k JOIN events h
              ON h.app_id = k.app_id AND h.trigger_type = k.trigger_type AND h.ordering_key = k.ordering_key AND h.state < 2
-         WHERE k.seq = $1)";
+         WHERE k.seq = $1)
+     RETURNING seq, batch_max";
 
 /// Lets the next in this event's line come to its head, if there is none. Without a line: nothing.
-pub async fn advance(tx: &mut Transaction<'static, Sqlite>, seq: i64) -> Result<(), Error> {
-    sqlx::query(ADVANCE).bind(seq).execute(&mut **tx).await.map(|_| ()).map_err(during("advance a line"))
+pub async fn advance(tx: &mut Transaction<'static, Sqlite>, seq: i64, now: SystemTime) -> Result<(), Error> {
+    let heads = sqlx::query(ADVANCE).bind(seq).fetch_all(&mut **tx).await.map_err(during("advance a line"))?;
+    for head in &heads {
+        if let Some(batch_max) = get::<Option<i64>>(head, "batch_max")? {
+            batch::hasten(tx, get(head, "seq")?, batch_max, now).await?;
+        }
+    }
+    Ok(())
 }
 
 /// Gives the scheduled events whose time has come the last places of their lines.
@@ -35,9 +43,10 @@ pub async fn join(tx: &mut Transaction<'static, Sqlite>, now: SystemTime) -> Res
     let due = sqlx::query(sql).bind(millis(now)).bind(JOINING_MAX).fetch_all(&mut **tx).await.map_err(during(VERB))?;
     for row in &due {
         let seq: i64 = get(row, "seq")?;
-        let sql = "UPDATE events SET state = 5, place = (SELECT MAX(seq) + 1 FROM events) WHERE seq = $1";
-        sqlx::query(sql).bind(seq).execute(&mut **tx).await.map_err(during(VERB))?;
-        advance(tx, seq).await?;
+        let sql = "UPDATE events SET state = 5, place = (SELECT MAX(seq) + 1 FROM events),
+                 due_at = CASE WHEN batch_wait_ms IS NULL THEN due_at ELSE $2 + batch_wait_ms END WHERE seq = $1";
+        sqlx::query(sql).bind(seq).bind(millis(now)).execute(&mut **tx).await.map_err(during(VERB))?;
+        advance(tx, seq, now).await?;
     }
     Ok(())
 }

@@ -6,6 +6,7 @@
 //! the head is QUEUED or RUNNING. What enqueues and what finishes goes through the [`writer`], many to a transaction.
 
 mod backlog;
+mod batch;
 mod dead_letters;
 mod line;
 #[cfg(test)]
@@ -21,7 +22,7 @@ use super::codec::{
 };
 use super::{Error, Store, during};
 use crate::model::{
-    AppId, Event, EventId, FailureKind, FunctionFailure, InvocationId, RawJson, TriggerType, VersionNumber,
+    AppId, Batch, Event, EventId, FailureKind, FunctionFailure, InvocationId, RawJson, TriggerType, VersionNumber,
 };
 
 pub use backlog::{Backlog, Limits as QueueLimits};
@@ -41,6 +42,8 @@ pub struct NewEvent {
     pub idempotency_key: Option<String>,
     /// Later than `enqueued_at`: it joins the queue, and its line, only then.
     pub due_at: SystemTime,
+    /// With an ordering key: it may run together with others of its line.
+    pub batch: Option<Batch>,
     pub enqueued_at: SystemTime,
     /// Functions that led to it, one by another's doing.
     pub hops: u32,
@@ -85,6 +88,8 @@ pub struct ClaimId(i64);
 #[derive(Debug, Clone, PartialEq)]
 pub struct ClaimedEvent {
     pub event: Event,
+    /// Those behind it in its line that are to run together with it.
+    pub others: Vec<Event>,
     pub claim: ClaimId,
     /// When it was claimed.
     pub at: SystemTime,
@@ -216,7 +221,8 @@ impl Store {
                 match decode(row) {
                     Ok(event) => {
                         note_unseen_end(&mut tx, row, &event, now).await?;
-                        claimed.push(ClaimedEvent { event, claim, at: now, until });
+                        let others = batch::take_along(&mut tx, row, claim, now).await?;
+                        claimed.push(ClaimedEvent { event, others, claim, at: now, until });
                     }
                     Err(err) => self.bury(&mut tx, row, &err, now).await?,
                 }
@@ -243,7 +249,7 @@ impl Store {
         if let Ok(app) = get_parsed::<AppId>(row, "app_id") {
             self.inner.queue.backlog.left(&app, 1);
         }
-        line::advance(tx, seq).await
+        line::advance(tx, seq, now).await
     }
 
     /// Prolongs a claim; false where it is no longer ours.
@@ -254,15 +260,17 @@ impl Store {
     }
 
     /// Ends a claim, and keeps how the attempt ended; false, and nothing changed, where it is no longer ours. On return it is on disk,
-    /// and so is that the next of its line may run.
+    /// and so is that the next of its line may run. `others`: of those that ran together with the event, in their order.
     pub async fn finish_claim(
         &self,
         claimed: &ClaimedEvent,
         disposition: Disposition,
+        others: Vec<Disposition>,
         attempt: Option<AttemptEnd>,
         now: SystemTime,
     ) -> Result<bool, Error> {
-        self.inner.queue.finish(writer::Finish { claimed: claimed.clone(), disposition, attempt, now }).await
+        let claimed = claimed.clone();
+        self.inner.queue.finish(writer::Finish { claimed, disposition, others, attempt, now }).await
     }
 
     /// Lets the scheduled events whose time has come join their lines.
@@ -285,24 +293,26 @@ impl Store {
         // They were due once, so they are due now; their old age puts them first.
         let sql = "UPDATE events SET state = 0, claim_id = NULL, due_at = since WHERE state = 1";
         let released = sqlx::query(sql).execute(self.write()).await.map_err(during("release claims"))?;
-        Ok(released.rows_affected())
+        let taken = "UPDATE events SET state = 5, claim_id = NULL WHERE state = 7";
+        let taken = sqlx::query(taken).execute(self.write()).await.map_err(during("release claims"))?;
+        Ok(released.rows_affected() + taken.rows_affected())
     }
 
     pub async fn queue_figures(&self, app: &AppId) -> Result<QueueFigures, Error> {
         let sql = "SELECT state, COUNT(*) AS events,
                  (SELECT f.enqueued_at FROM events f WHERE f.app_id = $1 AND f.state = e.state ORDER BY f.seq LIMIT 1) AS oldest
-             FROM events e WHERE app_id = $1 AND state IN (0, 1, 4, 5, 6) GROUP BY state";
+             FROM events e WHERE app_id = $1 AND state IN (0, 1, 4, 5, 6, 7) GROUP BY state";
         let query = sqlx::query(sql).bind(app.as_str());
         let mut figures = QueueFigures::default();
         for row in query.fetch_all(self.read()).await.map_err(during("count events"))? {
             let events = get_unsigned(&row, "events")?;
-            let oldest = Some(get_time(&row, "oldest")?);
+            let oldest = get_time(&row, "oldest").ok(); // Damaged: told where it is claimed.
             match get::<i64>(&row, "state")? {
-                1 => figures.running = events,
+                1 | 7 => figures.running += events,
                 4 => figures.dead = events,
                 _ => figures.queued += events,
             }
-            if matches!(get::<i64>(&row, "state")?, 0 | 1 | 5) {
+            if matches!(get::<i64>(&row, "state")?, 0 | 1 | 5 | 7) {
                 figures.oldest_enqueued_at = figures.oldest_enqueued_at.into_iter().chain(oldest).min();
             }
         }

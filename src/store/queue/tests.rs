@@ -6,52 +6,52 @@ use super::super::AppChange;
 use super::super::testing::{app, at, event, ready_version, store};
 use super::*;
 
-async fn store_with_app() -> (tempfile::TempDir, Store) {
+pub(super) async fn store_with_app() -> (tempfile::TempDir, Store) {
     let (dir, store) = store().await;
     ready_version(&store, "shop").await;
     (dir, store)
 }
 
-fn keyed(key: &str, payload: u64) -> NewEvent {
+pub(super) fn keyed(key: &str, payload: u64) -> NewEvent {
     let payload = RawJson::trusted(&payload.to_string());
     NewEvent { ordering_key: Some(key.to_owned()), payload, ..event("shop") }
 }
 
-async fn add(store: &Store, event: NewEvent) -> EventId {
+pub(super) async fn add(store: &Store, event: NewEvent) -> EventId {
     store.enqueue(event).await.expect("enqueue").event_id
 }
 
-async fn claim(store: &Store, limit: u32, now: u64) -> Vec<ClaimedEvent> {
+pub(super) async fn claim(store: &Store, limit: u32, now: u64) -> Vec<ClaimedEvent> {
     store.claim(&[(app("shop"), limit)], at(now + 60), at(now)).await.expect("claim")
 }
 
-async fn finish(store: &Store, claimed: &ClaimedEvent, disposition: Disposition) -> bool {
+pub(super) async fn finish(store: &Store, claimed: &ClaimedEvent, disposition: Disposition) -> bool {
     let failed = matches!(disposition, Disposition::Retry { .. } | Disposition::Dead { .. });
     let failure = failed.then(|| FunctionFailure::new(FailureKind::Thrown, "Error", "boom".to_owned()));
     let attempt = AttemptEnd { invocation: None, failure };
-    store.finish_claim(claimed, disposition, Some(attempt), at(500)).await.expect("finish")
+    store.finish_claim(claimed, disposition, Vec::new(), Some(attempt), at(500)).await.expect("finish")
 }
 
-fn retry(due: u64) -> Disposition {
+pub(super) fn retry(due: u64) -> Disposition {
     Disposition::Retry { due_at: at(due) }
 }
 
-fn dead() -> Disposition {
+pub(super) fn dead() -> Disposition {
     Disposition::Dead { reason: DeadReason::AttemptsExhausted }
 }
 
 /// When the app's next event may be claimed.
-async fn next_due(store: &Store) -> Option<SystemTime> {
+pub(super) async fn next_due(store: &Store) -> Option<SystemTime> {
     let due = store.due().await.expect("due");
     due.apps.into_iter().find(|(id, _)| *id == app("shop")).map(|(_, at)| at)
 }
 
-async fn figures(store: &Store) -> (u64, u64, u64) {
+pub(super) async fn figures(store: &Store) -> (u64, u64, u64) {
     let figures = store.queue_figures(&app("shop")).await.expect("figures");
     (figures.queued, figures.running, figures.dead)
 }
 
-fn payloads(claimed: &[ClaimedEvent]) -> Vec<&str> {
+pub(super) fn payloads(claimed: &[ClaimedEvent]) -> Vec<&str> {
     claimed.iter().map(|c| c.event.payload.as_str()).collect()
 }
 
@@ -269,7 +269,7 @@ async fn only_finished_events_are_purged_and_in_batches() {
     let claimed = claim(&store, 5, 1).await;
     let skipped = Disposition::Skipped { reason: "gone".to_owned() };
     for (n, disposition) in [Disposition::Done, skipped, Disposition::Done, dead()].into_iter().enumerate() {
-        assert!(store.finish_claim(&claimed[n], disposition, None, at(n as u64)).await.expect("finish"));
+        assert!(store.finish_claim(&claimed[n], disposition, Vec::new(), None, at(n as u64)).await.expect("finish"));
     }
     let purge = async |now: u64, limit| {
         let second = Duration::from_secs(1);
@@ -563,7 +563,7 @@ async fn finished_events_are_kept_as_long_as_their_app_says_and_as_their_keys_co
     for id in ["shop", "keeper"] {
         add(&store, event(id)).await;
         let claimed = store.claim(&[(app(id), 1)], at(61), at(1)).await.expect("claim").remove(0);
-        assert!(store.finish_claim(&claimed, Disposition::Done, None, at(10)).await.expect("finish"));
+        assert!(store.finish_claim(&claimed, Disposition::Done, Vec::new(), None, at(10)).await.expect("finish"));
     }
     let purge = async |now: u64, keep_min| {
         let (default, keep_min) = (Duration::from_secs(20), Duration::from_secs(keep_min));

@@ -6,18 +6,18 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use sqlx::{Sqlite, SqlitePool, Transaction};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::super::codec::{get, get_parsed, get_version, json, millis, signed};
+use super::super::codec::{get, get_parsed, get_version, json, millis, signed, span_millis};
 use super::super::{Error, during};
 use super::backlog::Backlog;
-use super::{AttemptEnd, ClaimedEvent, DeadReason, Disposition, Enqueued, NewEvent, line};
-use crate::model::{AppId, EventId};
+use super::{AttemptEnd, ClaimedEvent, DeadReason, Disposition, Enqueued, NewEvent, batch, line};
+use crate::model::{AppId, Event, EventId};
 
 /// Requests that may wait for their transaction; then callers wait for room.
 const WAITING_MAX: usize = 1024;
@@ -45,6 +45,8 @@ enum Request {
 pub struct Finish {
     pub claimed: ClaimedEvent,
     pub disposition: Disposition,
+    /// Of those that ran together with it, in their order.
+    pub others: Vec<Disposition>,
     pub attempt: Option<AttemptEnd>,
     pub now: SystemTime,
 }
@@ -158,8 +160,9 @@ impl Task {
                 },
                 Request::Finish(end, _) => {
                     let ours = finish(&mut tx, end).await?;
-                    if ours && end.disposition.is_final() {
-                        leaving.push(&end.claimed.event.app);
+                    if ours {
+                        let ends = end.others.iter().chain([&end.disposition]);
+                        leaving.push((&end.claimed.event.app, ends.filter(|end| end.is_final()).count() as u64));
                     }
                     Done::Finished(ours)
                 }
@@ -167,7 +170,7 @@ impl Task {
         }
         tx.commit().await.map_err(during(ENQUEUE))?;
         coming.of_apps.iter().for_each(|(app, events)| self.backlog.came(app, *events));
-        leaving.into_iter().for_each(|app| self.backlog.left(app, 1));
+        leaving.into_iter().for_each(|(app, events)| self.backlog.left(app, events));
         self.batches.fetch_add(1, Ordering::Relaxed);
         Ok(answers)
     }
@@ -216,6 +219,8 @@ impl Coming {
 async fn insert(tx: &mut Transaction<'static, Sqlite>, event: &NewEvent) -> Result<Enqueued, Error> {
     let event_id = EventId::new();
     let scheduled = event.due_at > event.enqueued_at;
+    let batch = event.batch.filter(|_| event.ordering_key.is_some());
+    let wait = batch.filter(|_| !scheduled).map_or(Duration::ZERO, |batch| batch.max_wait);
     // As WAITING first: it may have to wait, and if not it advances at once.
     let (state, finished_at) = match (&event.dead, &event.ordering_key) {
         (Some(_), _) => (4, Some(event.enqueued_at)),
@@ -225,23 +230,29 @@ async fn insert(tx: &mut Transaction<'static, Sqlite>, event: &NewEvent) -> Resu
     // FROM apps: a foreign key that fails would end the transaction of the others.
     let query = sqlx::query(
         "INSERT INTO events (id, app_id, trigger_type, version, payload_json, ordering_key, idempotency_key, state,
-             attempt, due_at, enqueued_at, since, hops, finished_at, reason, place)
-         SELECT $1, id, $3, $4, $5, $6, $7, $8, 0, $9, $10, CASE WHEN $9 > $10 THEN $9 ELSE $10 END, $11, $12, $13,
+             attempt, due_at, enqueued_at, since, hops, finished_at, reason, batch_max, batch_wait_ms, place)
+         SELECT $1, id, $3, $4, $5, $6, $7, $8, 0, $9, $10, $11, $12, $13, $14, $15, $16,
              (SELECT COALESCE(MAX(seq), 0) + 1 FROM events)
          FROM apps WHERE id = $2
          ON CONFLICT (app_id, trigger_type, idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING",
     );
     let query = query.bind(event_id.to_string()).bind(event.app.as_str()).bind(event.trigger_type.as_str());
     let query = query.bind(signed(event.version.0)).bind(event.payload.as_str()).bind(&event.ordering_key);
-    let query = query.bind(&event.idempotency_key).bind(state).bind(millis(event.due_at));
-    let query = query.bind(millis(event.enqueued_at)).bind(i64::from(event.hops)).bind(finished_at.map(millis));
-    let query = query.bind(event.dead.map(DeadReason::as_str));
+    let query = query.bind(&event.idempotency_key).bind(state).bind(millis(event.due_at + wait));
+    let query = query.bind(millis(event.enqueued_at)).bind(millis(event.due_at.max(event.enqueued_at)));
+    let query =
+        query.bind(i64::from(event.hops)).bind(finished_at.map(millis)).bind(event.dead.map(DeadReason::as_str));
+    let query = query.bind(batch.map(|batch| i64::from(batch.max_size)));
+    let query = query.bind(batch.map(|batch| span_millis(batch.max_wait)));
     let inserted = query.execute(&mut **tx).await.map_err(during(ENQUEUE))?;
     if inserted.rows_affected() == 0 {
         return first(tx, event).await;
     }
     if state == 5 {
-        line::advance(tx, inserted.last_insert_rowid()).await?;
+        line::advance(tx, inserted.last_insert_rowid(), event.enqueued_at).await?;
+        if let Some(batch) = batch {
+            batch::hasten_line(tx, inserted.last_insert_rowid(), batch.max_size.into(), event.enqueued_at).await?;
+        }
     }
     Ok(Enqueued { event_id, version: event.version, duplicate: false })
 }
@@ -260,7 +271,7 @@ async fn first(tx: &mut Transaction<'static, Sqlite>, event: &NewEvent) -> Resul
 }
 
 async fn finish(tx: &mut Transaction<'static, Sqlite>, end: &Finish) -> Result<bool, Error> {
-    let Finish { claimed, disposition, attempt, now } = end;
+    let Finish { claimed, disposition, others, attempt, now } = end;
     let columns = Columns::of(disposition, *now);
     let error = attempt.as_ref().and_then(|attempt| attempt.failure.as_ref());
     let query = sqlx::query(
@@ -277,18 +288,43 @@ async fn finish(tx: &mut Transaction<'static, Sqlite>, end: &Finish) -> Result<b
     if let Some(attempt) = attempt
         && columns.attempts_returned == 0
     {
-        record(tx, seq, claimed, attempt, *now).await?;
+        record(tx, seq, (&claimed.event, claimed.at), attempt, *now).await?;
+    }
+    for (event, disposition) in claimed.others.iter().zip(others) {
+        finish_other(tx, end, event, disposition).await?;
     }
     if disposition.is_final() && claimed.event.ordering_key.is_some() {
-        line::advance(tx, seq).await?;
+        line::advance(tx, seq, *now).await?;
     }
     Ok(true)
+}
+
+/// One that ran together with the head of its line: if it has not ended, it goes back to its place.
+async fn finish_other(
+    tx: &mut Transaction<'static, Sqlite>,
+    end: &Finish,
+    event: &Event,
+    disposition: &Disposition,
+) -> Result<(), Error> {
+    let columns = Columns::of(disposition, end.now);
+    let state = if disposition.is_final() { columns.state } else { 5 };
+    let query = sqlx::query(
+        "UPDATE events SET state = $1, finished_at = $2, reason = COALESCE($3, reason), attempt = attempt - $4, claim_id = NULL
+         WHERE id = $5 AND claim_id = $6 AND state = 7 RETURNING seq",
+    );
+    let query = query.bind(state).bind(columns.finished_at).bind(columns.reason).bind(columns.attempts_returned);
+    let query = query.bind(event.id.to_string()).bind(end.claimed.claim.0);
+    let rows = query.fetch_all(&mut **tx).await.map_err(during(FINISH))?;
+    if let (Some(row), Some(attempt), 0) = (rows.first(), &end.attempt, columns.attempts_returned) {
+        record(tx, get(row, "seq")?, (event, end.claimed.at), attempt, end.now).await?;
+    }
+    Ok(())
 }
 
 async fn record(
     tx: &mut Transaction<'static, Sqlite>,
     seq: i64,
-    claimed: &ClaimedEvent,
+    (event, started_at): (&Event, SystemTime),
     attempt: &AttemptEnd,
     now: SystemTime,
 ) -> Result<(), Error> {
@@ -297,9 +333,8 @@ async fn record(
         "INSERT INTO attempts (event_seq, number, invocation_id, error_json, started_at, finished_at)
          VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (event_seq, number) DO NOTHING",
     );
-    let query =
-        query.bind(seq).bind(i64::from(claimed.event.attempt)).bind(attempt.invocation.map(|id| id.to_string()));
-    let query = query.bind(error).bind(millis(claimed.at)).bind(millis(now));
+    let query = query.bind(seq).bind(i64::from(event.attempt)).bind(attempt.invocation.map(|id| id.to_string()));
+    let query = query.bind(error).bind(millis(started_at)).bind(millis(now));
     query.execute(&mut **tx).await.map(|_| ()).map_err(during(FINISH))
 }
 
