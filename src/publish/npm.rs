@@ -172,7 +172,9 @@ impl Npm {
                 Err(self.too_large("one file alone is larger"))
             }
             ExitStatus::Signal(signal) => Err(InstallError::Broken(format!("npm was ended by signal {signal}"))),
-            ExitStatus::Unknown => Err(InstallError::Broken("the sandbox broker is gone".to_owned())),
+            ExitStatus::Withdrawn | ExitStatus::Unknown => {
+                Err(InstallError::Broken("the sandbox broker is gone".to_owned()))
+            }
         }
     }
 

@@ -210,6 +210,7 @@ impl Broker {
             eprintln!("chatfn-broker: start the egress supervisor: {err}");
         }
         for running in self.children.values_mut().filter(|running| running.let_out) {
+            running.withdrawn = true;
             self.launcher.kill(running);
         }
     }

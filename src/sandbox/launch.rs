@@ -57,6 +57,8 @@ pub(super) struct Running {
     connects: Option<egress::Descriptors>,
     /// The supervisor has got that. No other one can take it over.
     pub(super) let_out: bool,
+    /// It is being ended, for no fault of its own.
+    pub(super) withdrawn: bool,
     /// Where it can be shown more, once: see [`super::Child::attach`].
     pub(super) mounts: Option<OwnedFd>,
     /// Where the service answers npm, until it was handed on.
@@ -195,6 +197,7 @@ impl Launcher {
             group: None,
             connects: None,
             let_out: false,
+            withdrawn: false,
             mounts: None,
             listener: None,
             costs: Costs::default(),
@@ -261,6 +264,9 @@ impl Launcher {
     /// What is known of a child that was reaped; gives back what it had.
     pub(super) fn bury(&mut self, running: Running, exit: Exit) -> Exit {
         let mut exit = running.told(exit);
+        if running.withdrawn {
+            exit.status = ExitStatus::Withdrawn;
+        }
         if let Some(supervisor) = &self.supervisor {
             let _ = supervisor.remove(running.id.0); // It is gone: so is what was to be removed.
         }

@@ -117,6 +117,8 @@ impl Exit {
 pub enum ExitStatus {
     Code(i32),
     Signal(i32),
+    /// The broker had to end it, for no fault of its own: without the egress supervisor it had no network any more.
+    Withdrawn,
     /// The broker is gone, and with it the knowledge.
     Unknown,
 }

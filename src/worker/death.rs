@@ -48,7 +48,14 @@ pub fn failure(exit: &Exit, stderr_tail: &str, memory_bytes: u64) -> FunctionFai
         ExitStatus::Code(code) => {
             (FailureKind::Crashed, "WorkerCrashed", format!("the worker exited with code {code} before it answered"))
         }
-        ExitStatus::Unknown => (FailureKind::Crashed, "WorkerCrashed", "the worker ended; nobody saw how".to_owned()),
+        ExitStatus::Withdrawn => (
+            FailureKind::Collateral,
+            "WorkerStopped",
+            "the service had to end the worker, which had lost its network".to_owned(),
+        ),
+        ExitStatus::Unknown => {
+            (FailureKind::Collateral, "WorkerStopped", "the worker ended; nobody saw how".to_owned())
+        }
     };
     FunctionFailure::new(kind, name, message)
 }
@@ -64,7 +71,7 @@ fn is_out_of_memory(exit: &Exit, stderr_tail: &str) -> bool {
     let aborted = match exit.status {
         ExitStatus::Signal(signal) => [libc::SIGABRT, libc::SIGTRAP, libc::SIGSEGV, libc::SIGILL].contains(&signal),
         ExitStatus::Code(code) => code == 128 + libc::SIGABRT || code == 133 || code == 134,
-        ExitStatus::Unknown => false,
+        ExitStatus::Withdrawn | ExitStatus::Unknown => false,
     };
     aborted && OUT_OF_MEMORY_MARKS.iter().any(|mark| stderr_tail.contains(mark))
 }
@@ -101,7 +108,8 @@ mod tests {
             (ExitStatus::Signal(libc::SIGKILL), heap, FailureKind::Crashed, "SIGKILL"),
             (ExitStatus::Code(3), "", FailureKind::Crashed, "code 3"),
             (ExitStatus::Code(70), "", FailureKind::Crashed, "uncaught"),
-            (ExitStatus::Unknown, "", FailureKind::Crashed, "nobody saw"),
+            (ExitStatus::Withdrawn, heap, FailureKind::Collateral, "lost its network"),
+            (ExitStatus::Unknown, "", FailureKind::Collateral, "nobody saw"),
         ];
         for (status, stderr, kind, message) in table {
             let exit = Exit { status, cpu_time: Duration::ZERO, peak_memory_bytes: 200 << 20, memory_limit_hit: false };

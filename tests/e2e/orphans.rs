@@ -205,7 +205,7 @@ async fn without_its_broker_the_service_answers_whom_it_can_and_ends_with_an_err
     wait_until("it spins", async || app.pool().await.workers_busy == 1).await;
     kill(broker_of(server.pid()), Signal::SIGKILL).expect("signal");
     let answer = busy.await.expect("joins");
-    assert_eq!(answer.failure().kind(), ErrorKind::Crashed, "{:?}", answer.failure());
+    assert_eq!(answer.failure().kind(), ErrorKind::Collateral, "{:?}", answer.failure());
     assert_all_end(&worker).await;
     ended_for_want_of_its_broker(server).await;
 }

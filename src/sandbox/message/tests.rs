@@ -164,6 +164,7 @@ fn exit() -> impl Strategy<Value = Exit> {
     let status = prop_oneof![
         any::<i32>().prop_map(ExitStatus::Code),
         any::<i32>().prop_map(ExitStatus::Signal),
+        Just(ExitStatus::Withdrawn),
         Just(ExitStatus::Unknown),
     ];
     (status, duration(), any::<u64>(), any::<bool>()).prop_map(

@@ -34,6 +34,9 @@ impl Driver {
             Phase::Initializing { started, begun: false, .. } => {
                 let _ = started.send(Err(StartError::Broken(format!("Node ended before it took its app: {end}"))));
             }
+            Phase::Initializing { started, .. } if end.kind == FailureKind::Collateral => {
+                let _ = started.send(Err(StartError::Broken(format!("Node ended while it took its app: {end}"))));
+            }
             Phase::Initializing { started, .. } => {
                 let failure = FunctionFailure { kind: FailureKind::InitFailed, ..end.clone() };
                 let _ = started.send(Err(StartError::Init(failure)));
