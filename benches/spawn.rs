@@ -41,6 +41,16 @@ const PROTOCOL: [i32; 2] = [3, 4];
 
 const PING: &str = r#"{"jsonrpc":"2.0","id":"ping","method":"ping"}"#;
 const APP: &str = "exports.handleEvent = async (event) => event;\n";
+/// Loops for ever as soon as it is loaded.
+const SPINS: &str = "for (;;);\n";
+/// Starts what starts itself again, as many times as it may.
+const FORKS: &str = "const { spawn } = require('child_process');
+const storm = () => spawn('/bin/sh', ['-c', 'while :; do sh -c : & sh -c : & done'], { stdio: 'ignore' }).on('error', storm);
+for (let n = 0; n < 20; n++) storm();
+for (const until = Date.now() + 100; Date.now() < until;);
+for (;;) storm();\n";
+/// Until a hostile app is in full swing. Nothing tells.
+const SWING: Duration = Duration::from_millis(400);
 const INITIALIZE: &str = r#"{"jsonrpc":"2.0","id":"init","method":"initialize","params":{
     "appId":"bench","version":1,"directory":"DIRECTORY","environment":{},"concurrency":1,"init":null,
     "functions":[{"triggerType":"UserSentMessage","blocking":false,"name":"echo","file":"index.js","kind":"cjs"}],
@@ -121,7 +131,7 @@ impl Bench {
         }
         self.ping(contestants).await?;
         self.report(contestants);
-        Ok(())
+        self.kill(contestants).await
     }
 
     /// Spawn to the protocol's first byte.
@@ -185,6 +195,36 @@ impl Bench {
         for worker in workers {
             worker.end().await?;
         }
+        Ok(())
+    }
+
+    /// The worst cases: from the kill until nothing is left, under a tenth of a CPU.
+    async fn kill(&mut self, contestants: &[Contestant]) -> Result<()> {
+        println!(
+            "\nfrom SIGKILL until nothing is left, with 10 % of a CPU: median and worst of {}, in ms",
+            self.rounds.min(10)
+        );
+        for contestant in contestants {
+            let Some(sandbox) = &contestant.sandbox else { continue };
+            let mut line = format!("{:<12}", contestant.name);
+            for (what, profile, source) in
+                [("loop", Profile::Worker, SPINS), ("fork storm", Profile::WorkerWithSubprocesses, FORKS)]
+            {
+                fs::write(self.files.app.join("index.js"), source)?;
+                let mut took = Vec::new();
+                for _ in 0..self.rounds.min(10) {
+                    let spec = self.files.spec(sandbox, true);
+                    let limits = Limits { cpu_millis: 100, ..LIMITS };
+                    took.push(kill_one(sandbox, Spec { profile, limits, ..spec }, &self.files.app()).await?);
+                }
+                took.sort();
+                let millis = |took: Duration| took.as_secs_f64() * 1000.0;
+                let (median, worst) = (millis(took[took.len() / 2]), millis(took[took.len() - 1]));
+                line += &format!("{what} {median:>7.1} {worst:>7.1}    ");
+            }
+            println!("{line}");
+        }
+        fs::write(self.files.app.join("index.js"), APP)?;
         Ok(())
     }
 
@@ -343,6 +383,20 @@ impl Worker {
         }
         Ok(())
     }
+}
+
+async fn kill_one(sandbox: &Sandbox, spec: Spec, app: &Mount) -> Result<Duration> {
+    let mut child = sandbox.spawn(spec).await?;
+    let mut pipes = child.take_pipes().ok_or("no pipes")?;
+    let (write, read) = pipes.protocol.take().ok_or("no protocol")?;
+    let mut worker = Worker::new(sandbox.seen(app), Process::Sandboxed(Box::new((child, pipes))), write, read);
+    worker.first_byte().await?;
+    if timeout(SWING, worker.initialize()).await.is_ok() {
+        return Err("a hostile app came to an end".into());
+    }
+    let begin = Instant::now();
+    worker.end().await?;
+    Ok(begin.elapsed())
 }
 
 /// Starts Node as any program would, with the shim's two descriptors: ours of those numbers, inherited.
