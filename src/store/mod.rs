@@ -27,8 +27,8 @@ use crate::model::AppId;
 pub use apps::{App, AppChange};
 pub use history::{HistoryItem, InvocationFilter, LogFilter, LogPosition};
 pub use queue::{
-    AttemptEnd, AttemptRecord, ClaimId, ClaimedEvent, DeadReason, Disposition, Due, Enqueued, EventRecord, NewEvent,
-    QueueFigures, QueueLimits,
+    AttemptEnd, AttemptRecord, ClaimId, ClaimedEvent, DeadReason, Disposition, Due, Enqueued, EventRecord, Letters,
+    Moved, NewEvent, QueueFigures, QueueLimits,
 };
 pub use versions::{BeginError, DeleteVersion, NewVersion, PublishKey};
 

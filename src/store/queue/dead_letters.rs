@@ -1,7 +1,7 @@
 //! Looking at events one by one, and what becomes of dead letters: they stay until somebody sends them off again or throws them away,
 //! or until they are too old.
 
-use std::time::SystemTime;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use sqlx::{QueryBuilder, Sqlite, Transaction};
 
@@ -27,6 +27,8 @@ pub struct EventRecord {
     /// When it was, or may be, claimed next.
     pub due_at: SystemTime,
     pub enqueued_at: SystemTime,
+    /// When it could first run, or was sent off again.
+    pub since: SystemTime,
     pub finished_at: Option<SystemTime>,
     pub hops: u32,
     /// Why it was skipped, or is a dead letter: UPPER_SNAKE.
@@ -45,6 +47,33 @@ pub struct AttemptRecord {
     pub finished_at: SystemTime,
 }
 
+/// What a dead letter's JSON takes, without reading it, and about what its attempts take besides.
+const SIZES: &str = "SELECT seq, OCTET_LENGTH(payload_json) + COALESCE((
+         SELECT SUM(200 + COALESCE(OCTET_LENGTH(error_json), 0)) FROM attempts WHERE event_seq = e.seq), 0)
+     FROM events e WHERE app_id = $1 AND state = 4 AND seq > $2 ORDER BY seq LIMIT $3";
+
+/// Which dead letters of an app.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Letters {
+    /// All after the one with this `seq`.
+    After(i64),
+    /// Those with these ids; one that names no dead letter of the app names nothing.
+    Named(Vec<EventId>),
+}
+
+impl Letters {
+    pub const ALL: Self = Self::After(i64::MIN);
+}
+
+/// Dead letters that were sent off or thrown away in one transaction.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Moved {
+    /// In the order of their `seq`.
+    pub ids: Vec<EventId>,
+    /// Of all, rows whose id does not decode included; the next batch begins after it. `None`: there were none.
+    pub last: Option<i64>,
+}
+
 impl Store {
     /// One event of an app, with its attempts.
     pub async fn event(&self, app: &AppId, id: EventId) -> Result<Option<EventRecord>, Error> {
@@ -57,24 +86,49 @@ impl Store {
         }
     }
 
-    /// Dead letters of an app, the oldest first, after the one with this `seq`.
-    pub async fn dead_letters(&self, app: &AppId, after: Option<i64>, limit: u32) -> Result<Vec<EventRecord>, Error> {
-        let sql = "SELECT * FROM events WHERE app_id = $1 AND state = 4 AND seq > $2 ORDER BY seq LIMIT $3";
-        let query = sqlx::query(sql).bind(app.as_str()).bind(after.unwrap_or(i64::MIN)).bind(i64::from(limit));
-        let rows = query.fetch_all(self.read()).await.map_err(during("list dead letters"))?;
-        let mut letters = Vec::with_capacity(rows.len());
-        for row in &rows {
-            match self.with_attempts(row).await {
+    /// Dead letters of an app, the oldest first, after the one with this `seq`: up to `limit`, and up to about `bytes_max` of JSON
+    /// unless the first alone is larger. With them, if there are more, what those come after.
+    pub async fn dead_letters(
+        &self,
+        app: &AppId,
+        after: Option<i64>,
+        limit: u32,
+        bytes_max: u64,
+    ) -> Result<(Vec<EventRecord>, Option<i64>), Error> {
+        const VERB: &str = "list dead letters";
+        let query = sqlx::query_as(SIZES).bind(app.as_str()).bind(after.unwrap_or(i64::MIN));
+        let query = query.bind(i64::from(limit.saturating_add(1)));
+        let sizes: Vec<(i64, i64)> = query.fetch_all(self.read()).await.map_err(during(VERB))?;
+        let mut bytes_left = bytes_max;
+        let fits = |(n, (_, bytes)): &(usize, &(i64, i64))| {
+            let left = bytes_left.checked_sub(bytes.cast_unsigned());
+            bytes_left = left.unwrap_or(0);
+            *n == 0 || left.is_some()
+        };
+        let page = sizes.iter().take(limit as usize).enumerate().take_while(fits).count();
+        let mut letters = Vec::with_capacity(page);
+        for (seq, _) in &sizes[..page] {
+            let query = sqlx::query("SELECT * FROM events WHERE seq = $1 AND state = 4").bind(seq);
+            let Some(row) = query.fetch_optional(self.read()).await.map_err(during(VERB))? else { continue };
+            match self.with_attempts(&row).await {
                 Ok(letter) => letters.push(letter),
-                // It must not hide the others. What is in it, only the file itself can tell.
-                Err(err @ Error::Corrupt(_)) => tracing::error!(%err, "a dead letter cannot be shown"),
+                // The others can be shown all the same.
+                Err(err @ Error::Corrupt(_)) => tracing::error!(%err, seq, "a dead letter cannot be shown"),
                 Err(err) => return Err(err),
             }
         }
-        Ok(letters)
+        let next = sizes[..page].last().map(|(seq, _)| *seq).filter(|_| page < sizes.len());
+        Ok((letters, next))
     }
 
     async fn with_attempts(&self, row: &Row) -> Result<EventRecord, Error> {
+        match self.whole(row).await {
+            Err(Error::Corrupt(_)) if get::<i64>(row, "state")? == 4 => remains(row),
+            read => read,
+        }
+    }
+
+    async fn whole(&self, row: &Row) -> Result<EventRecord, Error> {
         let mut record = decode(row)?;
         let query = sqlx::query("SELECT * FROM attempts WHERE event_seq = $1 ORDER BY number").bind(record.seq);
         let rows = query.fetch_all(self.read()).await.map_err(during("read an event's attempts"))?;
@@ -82,20 +136,19 @@ impl Store {
         Ok(record)
     }
 
-    /// Queues up to `limit` dead letters again, those with these ids or all: onto the active version, with all their attempts before
-    /// them, and at their old places in their lines. Returns which; ids that name no dead letter of the app are none of them.
-    pub async fn redrive(
-        &self,
-        app: &AppId,
-        ids: Option<&[EventId]>,
-        limit: u32,
-        now: SystemTime,
-    ) -> Result<Vec<EventId>, Error> {
+    /// Queues up to `limit` dead letters again: onto the active version, with all their attempts before them, and at their old places
+    /// in their lines. They may be more than may wait: they were accepted.
+    ///
+    /// # Cancel safety
+    /// Not safe to drop: the count of what waits would be wrong.
+    pub async fn redrive(&self, app: &AppId, letters: &Letters, limit: u32, now: SystemTime) -> Result<Moved, Error> {
         const VERB: &str = "redrive dead letters";
         let mut tx = self.begin(VERB).await?;
-        let mut redriven = Vec::new();
-        for row in select_dead(&mut tx, app, ids, limit, VERB).await? {
-            let (seq, id): (i64, EventId) = (get(&row, "seq")?, get_parsed(&row, "id")?);
+        let mut moved = Moved::default();
+        for row in select_dead(&mut tx, app, letters, limit, VERB).await? {
+            let seq: i64 = get(&row, "seq")?;
+            moved.last = Some(seq);
+            let Ok(id) = get_parsed(&row, "id") else { continue }; // It could never run.
             let query = sqlx::query(
                 "UPDATE events SET state = CASE WHEN ordering_key IS NULL THEN 0 ELSE 5 END, due_at = $1, since = $1,
                      version = COALESCE((SELECT active_version FROM apps WHERE id = app_id), version),
@@ -104,30 +157,31 @@ impl Store {
             );
             query.bind(millis(now)).bind(seq).execute(&mut *tx).await.map_err(during(VERB))?;
             line::advance(&mut tx, seq, now).await?;
-            redriven.push(id);
+            moved.ids.push(id);
         }
-        tx.commit().await.map_err(during(VERB))?;
-        self.inner.queue.backlog.came(app, redriven.len() as u64);
-        Ok(redriven)
+        // Before the commit: from then on they may end, and be counted as gone.
+        self.inner.queue.backlog.came(app, moved.ids.len() as u64);
+        if let Err(err) = tx.commit().await {
+            self.inner.queue.backlog.left(app, moved.ids.len() as u64);
+            return Err(during(VERB)(err));
+        }
+        Ok(moved)
     }
 
-    /// Deletes up to `limit` dead letters, those with these ids or all. Returns which.
-    pub async fn purge_dead_letters(
-        &self,
-        app: &AppId,
-        ids: Option<&[EventId]>,
-        limit: u32,
-    ) -> Result<Vec<EventId>, Error> {
+    /// Deletes up to `limit` dead letters.
+    pub async fn purge_dead_letters(&self, app: &AppId, letters: &Letters, limit: u32) -> Result<Moved, Error> {
         const VERB: &str = "purge dead letters";
         let mut tx = self.begin(VERB).await?;
-        let mut purged = Vec::new();
-        for row in select_dead(&mut tx, app, ids, limit, VERB).await? {
-            let query = sqlx::query("DELETE FROM events WHERE seq = $1").bind(get::<i64>(&row, "seq")?);
+        let mut moved = Moved::default();
+        for row in select_dead(&mut tx, app, letters, limit, VERB).await? {
+            let seq: i64 = get(&row, "seq")?;
+            let query = sqlx::query("DELETE FROM events WHERE seq = $1").bind(seq);
             query.execute(&mut *tx).await.map_err(during(VERB))?;
-            purged.push(get_parsed(&row, "id")?);
+            moved.last = Some(seq);
+            moved.ids.extend(get_parsed::<EventId>(&row, "id").ok());
         }
         tx.commit().await.map_err(during(VERB))?;
-        Ok(purged)
+        Ok(moved)
     }
 
     /// Deletes up to `limit` dead letters of any app that became so before this time. Returns how many.
@@ -142,22 +196,49 @@ impl Store {
 async fn select_dead(
     tx: &mut Transaction<'static, Sqlite>,
     app: &AppId,
-    ids: Option<&[EventId]>,
+    letters: &Letters,
     limit: u32,
     verb: &'static str,
 ) -> Result<Vec<Row>, Error> {
     let mut query = QueryBuilder::<Sqlite>::new("SELECT seq, id FROM events WHERE state = 4 AND app_id = ");
     query.push_bind(app.as_str());
-    if let Some(ids) = ids {
-        query.push(" AND id IN (");
-        let mut list = query.separated(", ");
-        for id in ids {
-            list.push_bind(id.to_string());
+    match letters {
+        Letters::After(seq) => {
+            query.push(" AND seq > ").push_bind(*seq);
         }
-        query.push(")");
+        Letters::Named(ids) => {
+            query.push(" AND id IN (");
+            let mut list = query.separated(", ");
+            for id in ids {
+                list.push_bind(id.to_string());
+            }
+            query.push(")");
+        }
     }
     query.push(" ORDER BY seq LIMIT ").push_bind(signed(limit.into()));
     query.build().fetch_all(&mut **tx).await.map_err(during(verb))
+}
+
+/// As much of a dead letter as its row still tells: somebody has to see it to throw it away.
+fn remains(row: &Row) -> Result<EventRecord, Error> {
+    let time_of = |column| get_time(row, column).unwrap_or(UNIX_EPOCH);
+    Ok(EventRecord {
+        seq: get(row, "seq")?,
+        id: get_parsed(row, "id")?,
+        app: get_parsed(row, "app_id")?,
+        trigger_type: TriggerType::stored(get(row, "trigger_type").unwrap_or_default()),
+        version: get_version(row, "version").unwrap_or(VersionNumber(0)),
+        payload: RawJson::trusted(get(row, "payload_json").unwrap_or("null")),
+        ordering_key: get(row, "ordering_key").unwrap_or_default(),
+        state: EventState::Dead,
+        due_at: time_of("due_at"),
+        enqueued_at: time_of("enqueued_at"),
+        since: time_of("since"),
+        finished_at: get_time(row, "finished_at").ok(),
+        hops: get_u32(row, "hops").unwrap_or_default(),
+        reason: get(row, "reason").unwrap_or_default(),
+        attempts: Vec::new(),
+    })
 }
 
 fn decode(row: &Row) -> Result<EventRecord, Error> {
@@ -180,6 +261,7 @@ fn decode(row: &Row) -> Result<EventRecord, Error> {
         },
         due_at: get_time(row, "due_at")?,
         enqueued_at: get_time(row, "enqueued_at")?,
+        since: get_time(row, "since")?,
         finished_at: finished_at.map(|ms| time(ms).ok_or_else(|| corrupt("finished_at", ms))).transpose()?,
         hops: get_u32(row, "hops")?,
         reason: get(row, "reason")?,

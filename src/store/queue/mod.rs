@@ -26,7 +26,7 @@ use crate::model::{
 };
 
 pub use backlog::{Backlog, Limits as QueueLimits};
-pub use dead_letters::{AttemptRecord, EventRecord};
+pub use dead_letters::{AttemptRecord, EventRecord, Letters, Moved};
 pub use writer::Writer;
 
 /// An event to be queued.

@@ -206,7 +206,7 @@ async fn an_older_event_that_returns_waits_for_the_one_in_flight() {
     assert!(finish(&store, &first[0], dead()).await);
     let second = claim(&store, 10, 2).await;
     assert_eq!(payloads(&second), ["2"]);
-    assert_eq!(store.redrive(&app("shop"), None, 10, at(3)).await.expect("redrive").len(), 1);
+    assert_eq!(store.redrive(&app("shop"), &Letters::ALL, 10, at(3)).await.expect("redrive").ids.len(), 1);
     assert!(claim(&store, 10, 3).await.is_empty());
     let taken_over = claim(&store, 10, 100).await;
     assert_eq!(payloads(&taken_over), ["2"], "and its expired claim can be taken over");
@@ -280,7 +280,7 @@ async fn only_finished_events_are_purged_and_in_batches() {
     assert_eq!(purge(1000, 10).await, 1);
     assert_eq!(purge(1000, 10).await, 0);
     assert_eq!(figures(&store).await, (1, 1, 1));
-    let dead_letters = store.dead_letters(&app("shop"), None, 10).await.expect("list");
+    let dead_letters = store.dead_letters(&app("shop"), None, 10, 1 << 20).await.expect("list").0;
     assert_eq!(dead_letters[0].reason.as_deref(), Some("ATTEMPTS_EXHAUSTED"));
     let old = async |before: u64| store.purge_old_dead_letters(at(before), 10).await.expect("purge");
     assert_eq!((old(3).await, old(4).await, old(1000).await), (0, 1, 0), "it died at 3");
@@ -497,7 +497,8 @@ mod model {
                 Step::Redrive { index } if !self.entries.is_empty() => {
                     let n = index % self.entries.len();
                     let id = self.entries[n].id;
-                    let redriven = store.redrive(&app("shop"), Some(&[id]), 10, at(self.now)).await.expect("redrive");
+                    let redriven = store.redrive(&app("shop"), &Letters::Named(vec![id]), 10, at(self.now)).await;
+                    let redriven = redriven.expect("redrive").ids;
                     let is_dead = self.entries[n].state == State::Dead;
                     assert_eq!(redriven.len(), usize::from(is_dead));
                     if is_dead {
@@ -596,4 +597,64 @@ async fn a_damaged_row_becomes_a_dead_letter_and_the_others_run() {
     let claimed = claim(&store, 10, 1).await;
     assert_eq!(claimed.iter().map(|claimed| claimed.event.id).collect::<Vec<_>>(), [healthy]);
     assert_eq!(figures(&store).await, (0, 1, 1));
+    let (letters, _) = store.dead_letters(&app("shop"), None, 10, 1 << 20).await.expect("list");
+    assert_eq!((letters[0].reason.as_deref(), letters[0].version.0), (Some("DAMAGED"), 0), "as much as is left");
+    sqlx::query("UPDATE events SET id = 'x' WHERE state = 4").execute(store.write()).await.expect("damage");
+    let shown = store.dead_letters(&app("shop"), None, 10, 1 << 20).await.expect("list");
+    assert_eq!(shown, (Vec::new(), None));
+    let redriven = store.redrive(&app("shop"), &Letters::ALL, 10, at(2)).await.expect("redrive");
+    assert!(redriven.ids.is_empty() && redriven.last.is_some(), "{redriven:?}");
+    let purged = store.purge_dead_letters(&app("shop"), &Letters::ALL, 10).await.expect("purge");
+    assert!(purged.last.is_some());
+    assert_eq!(figures(&store).await, (0, 1, 0));
+}
+
+/// So many, oldest first.
+async fn dead_letters(store: &Store, count: usize) -> Vec<EventId> {
+    let mut ids = Vec::new();
+    for _ in 0..count {
+        ids.push(add(store, event("shop")).await);
+    }
+    for claimed in claim(store, count as u32, 1).await {
+        assert!(finish(store, &claimed, dead()).await);
+    }
+    ids
+}
+
+#[tokio::test]
+async fn dead_letters_come_in_pages_of_so_many_and_of_so_many_bytes() {
+    let (_dir, store) = store_with_app().await;
+    let ids = dead_letters(&store, 5).await;
+    let page = async |after, limit, bytes| {
+        let (letters, next) = store.dead_letters(&app("shop"), after, limit, bytes).await.expect("list");
+        (letters.iter().map(|letter| letter.id).collect::<Vec<_>>(), next)
+    };
+    let (first, next) = page(None, 2, 1 << 20).await;
+    assert_eq!(first, ids[..2]);
+    let (rest, end) = page(next, 3, 1 << 20).await;
+    assert_eq!((&rest[..], end), (&ids[2..], None), "just as many as there are");
+    let (alone, next) = page(None, 10, 0).await;
+    assert_eq!((&alone[..], next.is_some()), (&ids[..1], true), "one comes in any case");
+    assert_eq!(page(next, 1, 0).await.0, ids[1..2]);
+}
+
+#[tokio::test]
+async fn all_dead_letters_are_moved_batch_by_batch_and_each_once() {
+    let (_dir, store) = store_with_app().await;
+    let ids = dead_letters(&store, 5).await;
+    let first = store.redrive(&app("shop"), &Letters::ALL, 3, at(2)).await.expect("redrive");
+    assert_eq!(first.ids, ids[..3]);
+    // Dead once more, before the next batch.
+    for claimed in claim(&store, 10, 3).await {
+        assert!(finish(&store, &claimed, dead()).await);
+    }
+    let second = store.redrive(&app("shop"), &Letters::After(first.last.expect("some")), 3, at(4)).await;
+    let second = second.expect("redrive");
+    assert_eq!(second.ids, ids[3..]);
+    let none = store.redrive(&app("shop"), &Letters::After(second.last.expect("some")), 3, at(5)).await;
+    assert_eq!(none.expect("redrive"), Moved::default());
+    assert_eq!((figures(&store).await, store.inner.queue.backlog.of(&app("shop"))), ((2, 0, 3), 2));
+    let named = Letters::Named(vec![ids[4], ids[0], EventId::new()]);
+    let purged = store.purge_dead_letters(&app("shop"), &named, 10).await.expect("purge");
+    assert_eq!(purged.ids, ids[..1], "one is queued, and one is not known");
 }
