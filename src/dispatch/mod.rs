@@ -168,14 +168,12 @@ impl Dispatcher {
 
     async fn handle(&self, claimed: ClaimedEvent) {
         let End { event, others, attempt } = self.attempt(&claimed).await;
-        for disposition in others.iter().chain([&event]) {
-            self.figures.note(&claimed.event.app, disposition);
-        }
+        let dispositions: Vec<Disposition> = others.iter().chain([&event]).cloned().collect();
         let finished = self.store.finish_claim(&claimed, event, others, attempt, SystemTime::now()).await;
         self.shares().ended(&claimed.event.app);
         self.enqueued.notify_one(); // The next one of its line, or of its app, may run now.
         match finished {
-            Ok(true) => {}
+            Ok(true) => dispositions.iter().for_each(|end| self.figures.note(&claimed.event.app, end)),
             // It goes with its app, which somebody wants.
             Ok(false) if matches!(self.store.has_event(claimed.event.id).await, Ok(false)) => {}
             Ok(false) => tracing::warn!(event = %claimed.event.id, "an event was taken over while it ran"),

@@ -261,6 +261,25 @@ async fn a_release_returns_the_attempt_and_a_restart_does_not() {
 }
 
 #[tokio::test]
+async fn attempts_are_numbered_without_a_gap_whatever_ended_them() {
+    let (_dir, store) = store_with_app().await;
+    let id = add(&store, event("shop")).await;
+    claim(&store, 1, 1).await;
+    store.release_claims().await.expect("release"); // The service was killed.
+    // Spent already: it dies without having run once more.
+    let second = claim(&store, 1, 2).await.remove(0);
+    assert!(store.finish_claim(&second, dead(), Vec::new(), None, at(2)).await.expect("finish"));
+    store.redrive(&app("shop"), &Letters::ALL, 10, at(3)).await.expect("redrive");
+    let third = claim(&store, 1, 4).await.remove(0);
+    assert_eq!((third.event.attempt, third.event.attempts_before), (2, 1));
+    let end = AttemptEnd { invocation: Some(InvocationId::new()), failure: None };
+    assert!(store.finish_claim(&third, Disposition::Done, Vec::new(), Some(end), at(5)).await.expect("finish"));
+    let attempts = store.event(&app("shop"), id).await.expect("read").expect("there").attempts;
+    let seen: Vec<_> = attempts.iter().map(|one| (one.number, one.failure.as_ref().map(|f| f.name.as_str()))).collect();
+    assert_eq!(seen, [(1, Some("EndUnknown")), (2, None)]);
+}
+
+#[tokio::test]
 async fn only_finished_events_are_purged_and_in_batches() {
     let (_dir, store) = store_with_app().await;
     for _ in 0..6 {

@@ -272,7 +272,10 @@ async fn first(tx: &mut Transaction<'static, Sqlite>, event: &NewEvent) -> Resul
 
 async fn finish(tx: &mut Transaction<'static, Sqlite>, end: &Finish) -> Result<bool, Error> {
     let Finish { claimed, disposition, others, attempt, now } = end;
-    let columns = Columns::of(disposition, *now);
+    let mut columns = Columns::of(disposition, *now);
+    if attempt.is_none() && matches!(disposition, Disposition::Dead { .. }) {
+        columns.attempts_returned = 1; // Nothing ran: the claim was no attempt.
+    }
     let error = attempt.as_ref().and_then(|attempt| attempt.failure.as_ref());
     let query = sqlx::query(
         "UPDATE events SET state = $1, due_at = COALESCE($2, due_at), finished_at = $3,
