@@ -4,10 +4,11 @@ use std::{env, error::Error, fs, path::PathBuf};
 
 use prost::Message;
 
-const PROTOS: [&str; 4] = [
+const PROTOS: [&str; 5] = [
     "chatfunctions/v1/common.proto",
     "chatfunctions/v1/invocation_service.proto",
     "chatfunctions/v1/version_service.proto",
+    "chatfunctions/v1/event_service.proto",
     "chatfunctions/v1/app_service.proto",
 ];
 

@@ -6,8 +6,13 @@ use tonic_health::pb::health_server::{Health, HealthServer};
 use tonic_health::server::HealthReporter;
 
 /// The names that probes ask for; the empty one is the whole service.
-const SERVICES: [&str; 4] =
-    ["", "chatfunctions.v1.InvocationService", "chatfunctions.v1.VersionService", "chatfunctions.v1.AppService"];
+const SERVICES: [&str; 5] = [
+    "",
+    "chatfunctions.v1.InvocationService",
+    "chatfunctions.v1.VersionService",
+    "chatfunctions.v1.EventService",
+    "chatfunctions.v1.AppService",
+];
 
 /// Whether the service still takes new work. Cheap to clone.
 #[derive(Clone)]

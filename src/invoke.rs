@@ -179,6 +179,11 @@ impl Invoker {
         })?
     }
 
+    /// Queued events have come that nobody reported here.
+    pub fn wake_dispatcher(&self) {
+        self.shared.enqueued.notify_one();
+    }
+
     /// Resolves when nothing runs. New calls are not refused here: the API does that.
     pub async fn idle(&self) {
         self.shared.running.close();

@@ -7,13 +7,14 @@ use tonic::Status;
 
 use crate::invoke::{Answer, Ran};
 use crate::model::{
-    DecidedBy, Denial, FailureAction, FailureKind, Function, FunctionFailure, Invocation, InvocationStatus, Limits,
-    LogLevel, LogLine, LogSource, Outcome, RawJson, Report, Timings, Verdict, Version, VersionNumber, VersionState,
+    DecidedBy, Denial, EventState, FailureAction, FailureKind, Function, FunctionFailure, Invocation, InvocationStatus,
+    Limits, LogLevel, LogLine, LogSource, Outcome, RawJson, Report, Timings, Verdict, Version, VersionNumber,
+    VersionState,
 };
 use crate::pool::Figures;
 use crate::proto;
 use crate::publish::{BatchSpec, Code, FailurePolicySpec, FunctionDecl, ProjectSpec, RetrySpec, Step};
-use crate::store::{App, QueueFigures};
+use crate::store::{App, AttemptRecord, EventRecord, QueueFigures};
 
 use super::status::invalid;
 
@@ -399,6 +400,43 @@ pub(super) fn log_entry(line: LogLine) -> proto::LogEntry {
         level: level.into(),
         text: line.text,
         source: source.to_owned(),
+    }
+}
+
+pub(super) fn event(event: EventRecord) -> proto::Event {
+    let state = match event.state {
+        EventState::Queued => proto::EventState::Queued,
+        EventState::Running => proto::EventState::Running,
+        EventState::Done => proto::EventState::Done,
+        EventState::Skipped => proto::EventState::Skipped,
+        EventState::Dead => proto::EventState::Dead,
+    };
+    let next_attempt_at = (event.state == EventState::Queued).then(|| timestamp(event.due_at));
+    proto::Event {
+        event_id: event.id.to_string(),
+        app_id: event.app.to_string(),
+        trigger_type: event.trigger_type.to_string(),
+        state: state.into(),
+        version: event.version.0,
+        deliver_at: Some(timestamp(event.since)),
+        attempts: event.attempts.into_iter().map(event_attempt).collect(),
+        event_json: raw(&event.payload),
+        ordering_key: event.ordering_key.unwrap_or_default(),
+        enqueued_at: Some(timestamp(event.enqueued_at)),
+        finished_at: event.finished_at.map(timestamp),
+        hops: event.hops,
+        reason: event.reason.unwrap_or_default(),
+        next_attempt_at,
+    }
+}
+
+fn event_attempt(attempt: AttemptRecord) -> proto::EventAttempt {
+    proto::EventAttempt {
+        number: attempt.number,
+        invocation_id: attempt.invocation.map(|id| id.to_string()).unwrap_or_default(),
+        error: attempt.failure.map(function_error),
+        started_at: Some(timestamp(attempt.started_at)),
+        finished_at: Some(timestamp(attempt.finished_at)),
     }
 }
 

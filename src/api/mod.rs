@@ -51,6 +51,7 @@ pub struct MessageLimits {
 /// gRPC services, reflection, health and HTTP as one router. Health goes first: a probe needs no token.
 pub fn routes(services: Services, token: Option<OperatorToken>) -> Routes {
     use proto::app_service_server::AppServiceServer;
+    use proto::event_service_server::EventServiceServer;
     use proto::invocation_service_server::InvocationServiceServer;
     use proto::version_service_server::VersionServiceServer;
 
@@ -63,6 +64,8 @@ pub fn routes(services: Services, token: Option<OperatorToken>) -> Routes {
         .max_encoding_message_size(HISTORY_BYTES_MAX.max(limits.result_bytes_max + ENVELOPE_BYTES));
     let versions = VersionServiceServer::new(grpc::Versions(Arc::clone(&services)))
         .max_decoding_message_size(limits.publish_bytes_max);
+    let events =
+        EventServiceServer::new(grpc::Events(Arc::clone(&services))).max_encoding_message_size(HISTORY_BYTES_MAX);
     let apps = AppServiceServer::new(grpc::Apps(services));
     let reflection = || {
         tonic_reflection::server::Builder::configure()
@@ -74,6 +77,7 @@ pub fn routes(services: Services, token: Option<OperatorToken>) -> Routes {
     let reflection_v1alpha = reflection().build_v1alpha().expect("the descriptors were compiled with this program");
     let guarded = Routes::new(invocations)
         .add_service(versions)
+        .add_service(events)
         .add_service(apps)
         .add_service(reflection_v1)
         .add_service(reflection_v1alpha);

@@ -49,7 +49,7 @@ fn short(mut message: String) -> String {
 }
 
 /// Logged where it is consumed: the caller learns that it was ours, not what it was.
-fn internal(err: &dyn std::fmt::Display) -> Status {
+pub(super) fn internal(err: &dyn std::fmt::Display) -> Status {
     tracing::error!(%err, "failed to serve a request");
     with_reason(Code::Internal, "INTERNAL", "internal error; the service's log has the details")
 }

@@ -18,8 +18,12 @@ use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
 use crate::harness::{LOGIN, TestServer, reason, wait_until};
 use crate::pool::{Gate, hold, until_busy};
 
-const SERVICES: [&str; 3] =
-    ["chatfunctions.v1.InvocationService", "chatfunctions.v1.VersionService", "chatfunctions.v1.AppService"];
+const SERVICES: [&str; 4] = [
+    "chatfunctions.v1.InvocationService",
+    "chatfunctions.v1.VersionService",
+    "chatfunctions.v1.EventService",
+    "chatfunctions.v1.AppService",
+];
 
 #[tokio::test]
 async fn health_knows_the_service_as_a_whole_and_each_of_its_parts() {

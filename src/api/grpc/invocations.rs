@@ -19,11 +19,8 @@ use crate::model::{AppId, InvocationId, LogLevel, LogLine, LogSource, TriggerTyp
 use crate::proto::{self, invocation_service_server::InvocationService};
 use crate::store::{InvocationFilter, LogFilter};
 
-use super::{Invocations, Streamed};
+use super::{Invocations, PAGE_BYTES_MAX, Streamed};
 
-/// Of events, results and errors on one page. gRPC clients take messages of 4 MiB unless told otherwise; the rest is for the other
-/// fields of up to 1000 rows.
-const PAGE_BYTES_MAX: u64 = 3 << 20;
 const TAIL_LINES: u32 = 100;
 const TAIL_LINES_MAX: u32 = 1000;
 

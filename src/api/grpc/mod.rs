@@ -1,6 +1,7 @@
 //! The tonic services, one file each.
 
 mod apps;
+mod events;
 mod invocations;
 mod versions;
 
@@ -18,7 +19,11 @@ use super::status::{draining, with_reason};
 
 pub(super) struct Invocations(pub Arc<Services>);
 pub(super) struct Versions(pub Arc<Services>);
+pub(super) struct Events(pub Arc<Services>);
 pub(super) struct Apps(pub Arc<Services>);
+
+/// Of JSON on one page. gRPC clients take messages of 4 MiB unless told otherwise; the rest is for the other fields of up to 1000 rows.
+const PAGE_BYTES_MAX: u64 = 3 << 20;
 
 type Streamed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
