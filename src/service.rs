@@ -138,6 +138,7 @@ impl Service {
                 serving: serving.clone(),
                 store: store.clone(),
                 history,
+                delivery: figures.clone(),
                 catalogue,
                 isolation: sandbox.report().clone(),
                 drain: drain.clone(),

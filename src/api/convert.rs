@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use tonic::Status;
 
+use crate::dispatch::DeliveryFigures;
 use crate::invoke::{Answer, Ran};
 use crate::model::{
     DecidedBy, Denial, EventState, FailureAction, FailureKind, Function, FunctionFailure, Invocation, InvocationStatus,
@@ -451,7 +452,7 @@ pub(super) fn isolation(report: &Report) -> proto::GetIsolationResponse {
     proto::GetIsolationResponse { mode: report.mode.as_str().to_owned(), layers: layers.collect() }
 }
 
-pub(super) fn app(app: App, figures: Figures, queue: QueueFigures) -> proto::App {
+pub(super) fn app(app: App, figures: Figures, queue: QueueFigures, delivery: DeliveryFigures) -> proto::App {
     let counts = figures.counts;
     proto::App {
         app_id: app.id.to_string(),
@@ -468,7 +469,15 @@ pub(super) fn app(app: App, figures: Figures, queue: QueueFigures) -> proto::App
             worker_pids: figures.pids,
             workers_from_reserve_total: figures.from_reserve_total,
         }),
-        queue: Some(proto::QueueFigures { queued: queue.queued, running: queue.running, dead: queue.dead }),
+        queue: Some(proto::QueueFigures {
+            queued: queue.queued,
+            running: queue.running,
+            dead: queue.dead,
+            oldest_enqueued_at: queue.oldest_enqueued_at.map(timestamp),
+            claims_total: delivery.claims_total,
+            retries_total: delivery.retries_total,
+            dead_letters_total: delivery.dead_letters_total,
+        }),
         settings: Some(proto::AppSettings {
             description: app.description,
             history_retention: app.history_retention.map(span),

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use tonic::service::Routes;
 
+use crate::dispatch;
 use crate::drain::Drain;
 use crate::history::History;
 use crate::invoke::Invoker;
@@ -35,6 +36,7 @@ pub struct Services {
     pub serving: Serving,
     pub store: Store,
     pub history: History,
+    pub delivery: dispatch::Figures,
     pub catalogue: Arc<Catalogue>,
     pub drain: Drain,
     pub isolation: Report,

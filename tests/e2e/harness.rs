@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use chatfn::proto::app_service_client::AppServiceClient;
+use chatfn::proto::event_service_client::EventServiceClient;
 use chatfn::proto::invocation_service_client::InvocationServiceClient;
 use chatfn::proto::publish_version_response::Event;
 use chatfn::proto::version_service_client::VersionServiceClient;
@@ -192,6 +193,10 @@ impl TestServer {
 
     pub fn versions(&self) -> VersionServiceClient<Channel> {
         VersionServiceClient::new(self.channel.clone())
+    }
+
+    pub fn events(&self) -> EventServiceClient<Channel> {
+        EventServiceClient::new(self.channel.clone())
     }
 
     pub fn apps(&self) -> AppServiceClient<Channel> {
@@ -386,6 +391,13 @@ impl TestApp {
         let request = proto::GetAppRequest { app_id: self.id.clone() };
         let shown = AppServiceClient::new(self.channel.clone()).get_app(request).await;
         shown.expect("the app").into_inner().app.expect("the app")
+    }
+
+    /// A queued event, as it stands.
+    pub async fn event(&self, event_id: &str) -> proto::Event {
+        let request = proto::GetEventRequest { app_id: self.id.clone(), event_id: event_id.to_owned() };
+        let got = EventServiceClient::new(self.channel.clone()).get_event(request).await;
+        got.expect("the event").into_inner().event.expect("the event")
     }
 
     pub async fn pool(&self) -> proto::PoolFigures {

@@ -19,7 +19,8 @@ impl Apps {
     async fn shown(&self, app: App) -> Result<proto::App, Status> {
         let figures = self.0.serving.figures(&app.id).await;
         let queue = self.0.store.queue_figures(&app.id).await?;
-        Ok(convert::app(app, figures, queue))
+        let delivery = self.0.delivery.of(&app.id);
+        Ok(convert::app(app, figures, queue, delivery))
     }
 }
 
@@ -80,6 +81,7 @@ impl AppService for Apps {
         self.0.accept()?;
         let app: AppId = request.into_inner().app_id.parse()?;
         self.0.publisher.delete_app(&app).await?;
+        self.0.delivery.forget(&app);
         Ok(Response::new(proto::DeleteAppResponse {}))
     }
 
