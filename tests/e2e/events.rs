@@ -11,18 +11,18 @@ use crate::pool::Gate;
 use crate::publish_request::Publish;
 
 /// Throws where the message says so; waits for the file in `GATE` where there is one.
-const HANDLES: &str = "import { existsSync } from 'fs';
+pub const HANDLES: &str = "import { existsSync } from 'fs';
 export const handleEvent = async (event, context) => {
     while (process.env.GATE && !existsSync(process.env.GATE)) await new Promise((resolve) => setTimeout(resolve, 10));
     if (event.message.body === 'throw') throw new Error('attempt ' + context.invocation.attempt);
     return [event.message.body, context.function.version];
 }";
 
-fn event(body: &str) -> String {
+pub fn event(body: &str) -> String {
     json!({ "user": { "name": "jane" }, "channel": { "id": 1 }, "message": { "body": body } }).to_string()
 }
 
-async fn accept(app: &TestApp, request: proto::InvokeRequest) -> proto::Accepted {
+pub async fn accept(app: &TestApp, request: proto::InvokeRequest) -> proto::Accepted {
     let answer = app.send(request).await.expect("accepted");
     assert_eq!((answer.verdict, answer.invocation_id.as_str()), (0, ""));
     match answer.outcome {
@@ -32,23 +32,23 @@ async fn accept(app: &TestApp, request: proto::InvokeRequest) -> proto::Accepted
 }
 
 /// What succeeded, oldest first.
-async fn results(app: &TestApp) -> Vec<String> {
+pub async fn results(app: &TestApp) -> Vec<String> {
     let rows = app.history().await;
     let succeeded = rows.iter().rev().filter(|row| row.status() == InvocationStatus::Succeeded);
     succeeded.map(|row| String::from_utf8_lossy(&row.result_json).into_owned()).collect()
 }
 
-async fn until_dead(app: &TestApp) {
+pub async fn until_dead(app: &TestApp) {
     wait_until("it is dead", async || app.show().await.queue.is_some_and(|queue| queue.dead == 1)).await;
 }
 
-/// Why the only dead letter is one.
+/// Why the only dead letter is one, and what its last attempt came to.
 async fn epitaph(server: &TestServer) -> (String, String) {
-    use sqlx::ConnectOptions;
-    let file = sqlx::sqlite::SqliteConnectOptions::new().filename(server.data().join("data/chatfn.db")).read_only(true);
-    let mut store = file.connect().await.expect("opens");
-    let dead = sqlx::query_as("SELECT reason, error FROM events WHERE state = 4").fetch_one(&mut store);
-    dead.await.expect("a dead letter")
+    let request = proto::ListDeadLettersRequest { app_id: "demo".to_owned(), ..Default::default() };
+    let listed = server.events().list_dead_letters(request).await.expect("a list").into_inner();
+    let [letter] = &listed.events[..] else { panic!("not one: {listed:?}") };
+    let last = letter.attempts.iter().filter_map(|attempt| attempt.error.as_ref()).next_back();
+    (letter.reason.clone(), last.map(|error| error.message.clone()).unwrap_or_default())
 }
 
 #[tokio::test]

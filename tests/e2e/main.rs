@@ -6,6 +6,7 @@ mod commands;
 mod concurrent;
 mod crash;
 mod crashes;
+mod dead_letters;
 mod edge;
 mod events;
 mod failures;

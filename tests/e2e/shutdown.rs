@@ -20,7 +20,7 @@ async fn health(server: &TestServer) -> ServingStatus {
 }
 
 /// Started again, after it has ended by itself.
-async fn ended(mut server: TestServer) -> TestServer {
+pub async fn ended(mut server: TestServer) -> TestServer {
     assert!(server.wait().await.success());
     TestServer::restart(server.crash()).await
 }
