@@ -26,6 +26,7 @@ mod pool;
 mod privileges;
 mod publish;
 mod publish_request;
+mod queue;
 mod reserve;
 mod settings;
 mod shutdown;
