@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use chatfn::cli::{Cli, Command, bench, demo, doctor, serve};
+use chatfn::cli::{Cli, Command, bench, demo, doctor, events, serve};
 use clap::Parser;
 
 fn main() -> ExitCode {
@@ -10,6 +10,7 @@ fn main() -> ExitCode {
         Command::Serve(args) => serve::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::Doctor(args) => return ended(doctor::run(&args)),
+        Command::Events(args) => return ended(events::run(&args)),
         Command::Bench(args) => bench::run(&args),
         Command::SandboxBroker => chatfn::sandbox::serve_broker().map_err(anyhow::Error::from),
     };

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use bytes::Bytes;
 use hdrhistogram::Histogram;
 use serde_json::json;
@@ -13,6 +13,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{Instant, sleep_until};
 use tonic::transport::Channel;
 
+use crate::cli::client::Connection;
 use crate::proto;
 use crate::proto::invocation_service_client::InvocationServiceClient;
 use crate::proto::invoke_response::Outcome;
@@ -23,9 +24,8 @@ const MICROS_MAX: u64 = 600_000_000;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The service
-    #[arg(long, default_value = "http://127.0.0.1:7400", value_name = "URL")]
-    server: String,
+    #[command(flatten)]
+    connection: Connection,
     /// The app
     #[arg(long)]
     app: String,
@@ -50,9 +50,6 @@ pub struct Args {
     /// Calls that may be under way at once; those that find no place count as errors
     #[arg(long, default_value_t = 4096)]
     in_flight_max: u32,
-    /// The operator's token, if the service wants one
-    #[arg(long, env = "CHATFN_TOKEN", hide_env_values = true)]
-    token: Option<String>,
     /// Print one JSON object instead of text
     #[arg(long)]
     json: bool,
@@ -92,8 +89,7 @@ struct Sample {
 async fn measure(args: &Args) -> anyhow::Result<Report> {
     let mut channels = Vec::new();
     for _ in 0..args.connections {
-        let channel = Channel::from_shared(args.server.clone())?.connect().await;
-        channels.push(channel.with_context(|| format!("connect to {}", args.server))?);
+        channels.push(args.connection.open().await?);
     }
     let places = Arc::new(Semaphore::new(args.in_flight_max as usize));
     let skipped = Arc::new(AtomicU64::new(0));
@@ -126,16 +122,12 @@ async fn measure(args: &Args) -> anyhow::Result<Report> {
 }
 
 fn request(args: &Args) -> anyhow::Result<tonic::Request<proto::InvokeRequest>> {
-    let mut request = tonic::Request::new(proto::InvokeRequest {
+    args.connection.request(proto::InvokeRequest {
         app_id: args.app.clone(),
         trigger_type: args.trigger_type.clone(),
         event_json: Bytes::copy_from_slice(args.event.as_bytes()),
         ..Default::default()
-    });
-    if let Some(token) = &args.token {
-        request.metadata_mut().insert("authorization", format!("Bearer {token}").parse()?);
-    }
-    Ok(request)
+    })
 }
 
 /// Whether it was a cold start.

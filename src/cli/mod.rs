@@ -1,8 +1,10 @@
 //! The command line: one file per command, named as the user types it.
 
 pub mod bench;
+mod client;
 pub mod demo;
 pub mod doctor;
+pub mod events;
 pub mod serve;
 
 use clap::{Parser, Subcommand};
@@ -23,6 +25,8 @@ pub enum Command {
     Demo(demo::Args),
     /// Tell what confines tenants' code on this machine, and prove it.
     Doctor(doctor::Args),
+    /// Show queued events of a running service; list, redrive and purge dead letters.
+    Events(events::Args),
     /// Load a running service at a fixed rate and print latencies.
     Bench(bench::Args),
     /// The process that starts and ends workers. Started by the service itself.

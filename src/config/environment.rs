@@ -11,7 +11,7 @@ use config::{ConfigError, Map, Source, Value, ValueKind};
 
 const PREFIX: &str = "CHATFN_";
 /// Of other commands.
-const NOT_SETTINGS: [&str; 1] = ["CHATFN_TOKEN"];
+const NOT_SETTINGS: [&str; 2] = ["CHATFN_ADDRESS", "CHATFN_TOKEN"];
 
 /// The variables with our prefix, sorted.
 #[derive(Debug, Clone, Default)]
@@ -71,6 +71,7 @@ mod tests {
             ("CHATFN_PORT", "tcp://10.0.0.1:7400"),
             ("CHATFN_IDLE_TLL", "5s"),
             ("CHATFN_TOKEN", "secret"),
+            ("CHATFN_ADDRESS", "http://10.0.0.1:7400"),
             ("PATH", "/bin"),
         ];
         let variables = variables.into_iter().map(|(name, value)| (name.into(), value.into()));

@@ -2,7 +2,11 @@
 
 use std::process::Output;
 
-use crate::harness::{LOGIN, TestServer, binary};
+use std::time::Duration;
+
+use crate::events::{HANDLES, accept, event, until_dead};
+use crate::harness::{LOGIN, SENT, TestServer, binary, wait_until};
+use crate::publish_request::Publish;
 
 async fn run(args: &[&str]) -> Output {
     let mut command = binary();
@@ -67,5 +71,109 @@ async fn a_bench_without_one_success_fails_and_says_why() {
     let (out, err) = printed(&output);
     assert_eq!(output.status.code(), Some(1), "{out}");
     assert!(err.contains("not one call succeeded") && err.contains("nobody"), "{err}");
+    server.stop().await;
+}
+
+/// `chatfn events …` about the app `demo`.
+async fn events(server: &TestServer, args: &[&str]) -> (Option<i32>, String, String) {
+    let output = run(&[&["events"], args, &["--app", "demo", "--address", &server.address]].concat()).await;
+    let (out, err) = printed(&output);
+    (output.status.code(), out, err)
+}
+
+#[tokio::test]
+async fn dead_letters_are_listed_with_every_attempts_error_redriven_and_purged() {
+    let server = TestServer::start().await;
+    let app = Publish::sent("demo", HANDLES).retry(2, Duration::from_millis(1)).on(&server).await;
+    assert_eq!(
+        events(&server, &["dead-letters"]).await,
+        (Some(0), "demo has no dead letters.\n".to_owned(), String::new())
+    );
+    let mut request = app.call(SENT, &event("throw"));
+    request.ordering_key = "channel \u{1b}[2J1".to_owned();
+    let id = accept(&app, request).await.event_id;
+    until_dead(&app).await;
+    let (code, out, err) = events(&server, &["dead-letters"]).await;
+    assert_eq!(code, Some(0), "{err}");
+    let first = format!("{id}  UserSentMessage  version 1  DEAD: ATTEMPTS_EXHAUSTED\n");
+    for part in
+        [&first, "attempt 1 ", "attempt 2 ", "    Error: attempt 1\n", "    Error: attempt 2\n", r#""body":"throw""#]
+    {
+        assert!(out.contains(part), "no {part:?} in:\n{out}");
+    }
+    assert!(!out.contains('\u{1b}') && out.contains("channel \u{fffd}[2J1"), "nothing that steers a terminal: {out:?}");
+    let (_, out, _) = events(&server, &["dead-letters", "--json"]).await;
+    let letter: serde_json::Value = serde_json::from_str(&out).expect("one line of JSON");
+    assert_eq!(
+        (&letter["event_id"], &letter["state"], &letter["event"]["message"]["body"]),
+        (&id.as_str().into(), &"DEAD".into(), &"throw".into())
+    );
+    assert_eq!(letter["attempts"][1]["error"]["message"], "attempt 2");
+
+    let (code, out, err) = events(&server, &["redrive", &id]).await;
+    assert_eq!((code, out.as_str()), (Some(0), "1 event queued again\n"), "{err}");
+    wait_until("it is dead again", async || app.event(&id).await.attempts.len() == 4).await;
+    until_dead(&app).await;
+    let (code, out, _) = events(&server, &["get", &id]).await;
+    assert_eq!(code, Some(0));
+    assert!(
+        out.contains("attempt 4 ")
+            && out.contains("THROWN")
+            && out.contains("handleEvent (functions/UserSentMessage.ts:"),
+        "{out}"
+    );
+
+    let (code, out, _) = events(&server, &["redrive", "--all", "--json"]).await;
+    let answer: serde_json::Value = serde_json::from_str(&out).expect("JSON");
+    assert_eq!((code, &answer["count"]), (Some(0), &1.into()));
+    wait_until("it is dead again", async || app.event(&id).await.attempts.len() == 6).await;
+    until_dead(&app).await;
+    let (code, _, err) = events(&server, &["purge", "--all"]).await;
+    assert!(code == Some(2) && err.contains("--yes"), "{err}");
+    let stranger = "0199e0c8-0000-7000-8000-000000000000";
+    let (code, out, err) = events(&server, &["purge", &id, stranger]).await;
+    assert_eq!((code, out.as_str()), (Some(1), "1 event deleted\n"));
+    assert!(err.contains(&format!("{stranger} is no dead letter of demo")), "{err}");
+    let (code, out, _) = events(&server, &["purge", "--all", "--yes"]).await;
+    assert_eq!((code, out.as_str()), (Some(0), "0 events deleted\n"));
+    let (code, out, err) = events(&server, &["get", &id]).await;
+    assert!(code == Some(1) && out.is_empty() && err.contains("EVENT_NOT_FOUND"), "{out} {err}");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_list_of_dead_letters_ends_where_it_is_told() {
+    let server = TestServer::start().await;
+    let app = Publish::sent("demo", HANDLES).retry(1, Duration::from_millis(1)).on(&server).await;
+    for _ in 0..3 {
+        accept(&app, app.call(SENT, &event("throw"))).await;
+    }
+    wait_until("they are dead", async || app.show().await.queue.is_some_and(|queue| queue.dead == 3)).await;
+    for (limit, shown, more) in [("2", 2, true), ("3", 3, false), ("0", 3, false)] {
+        let (_, out, _) = events(&server, &["dead-letters", "--limit", limit]).await;
+        assert_eq!((out.matches("DEAD: ").count(), out.contains("There are more")), (shown, more), "{limit}: {out}");
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_command_takes_address_and_token_from_the_environment() {
+    let directory = tempfile::tempdir().expect("temp dir");
+    let file = directory.path().join("token");
+    std::fs::write(&file, "a-token-of-the-operators\n").expect("write");
+    let server = TestServer::with(&[&format!("operator_token_file={}", file.display())]).await;
+    let answer = async |token: Option<&str>| {
+        let mut command = binary();
+        command.args(["events", "dead-letters", "--app", "nobody"]).env_remove("CHATFN_TOKEN");
+        command
+            .env("CHATFN_ADDRESS", server.address.trim_start_matches("http://"))
+            .envs(token.map(|token| ("CHATFN_TOKEN", token)));
+        let output = tokio::task::spawn_blocking(move || command.output().expect("runs")).await.expect("joins");
+        (output.status.code(), printed(&output).1)
+    };
+    let (code, err) = answer(None).await;
+    assert!(code == Some(1) && err.contains("(UNAUTHENTICATED)"), "{err}");
+    let (code, err) = answer(Some("a-token-of-the-operators")).await;
+    assert!(code == Some(1) && err.contains("there is no app nobody (APP_NOT_FOUND)"), "{err}");
     server.stop().await;
 }
