@@ -2,7 +2,7 @@
 //!
 //! An event is QUEUED, or RUNNING under a claim that ends at a time unless it is renewed. Both keep in `due_at` when the next may
 //! claim them, so that one index, app by app, holds all that has to be done. Whoever claims an event gets a fence with it; when
-//! somebody else has claimed it since, the late one changes nothing. Events with an ordering key stand in [`line`]s, of which only
+//! somebody else has claimed it since, the late one changes nothing. Events with an ordering key stand in [lines](mod@line), of which only
 //! the head is QUEUED or RUNNING. What enqueues and what finishes goes through the [`writer`], many to a transaction.
 
 mod backlog;
