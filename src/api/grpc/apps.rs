@@ -1,6 +1,6 @@
 //! AppService.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tonic::{Request, Response, Status};
 
@@ -18,7 +18,7 @@ const DESCRIPTION_BYTES_MAX: usize = 4096;
 impl Apps {
     async fn shown(&self, app: App) -> Result<proto::App, Status> {
         let figures = self.0.serving.figures(&app.id).await;
-        let queue = self.0.store.queue_figures(&app.id).await?;
+        let queue = self.0.store.queue_figures(&app.id, SystemTime::now()).await?;
         let delivery = self.0.delivery.of(&app.id);
         Ok(convert::app(app, figures, queue, delivery))
     }

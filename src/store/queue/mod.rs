@@ -133,7 +133,7 @@ pub struct QueueFigures {
     pub queued: u64,
     pub running: u64,
     pub dead: u64,
-    /// Of those that wait or run, scheduled ones left out.
+    /// Of those that wait or run; not of those that are scheduled, until their time has come.
     pub oldest_enqueued_at: Option<SystemTime>,
 }
 
@@ -298,23 +298,24 @@ impl Store {
         Ok(released.rows_affected() + taken.rows_affected())
     }
 
-    pub async fn queue_figures(&self, app: &AppId) -> Result<QueueFigures, Error> {
+    pub async fn queue_figures(&self, app: &AppId, now: SystemTime) -> Result<QueueFigures, Error> {
         let sql = "SELECT state, COUNT(*) AS events,
-                 (SELECT f.enqueued_at FROM events f WHERE f.app_id = $1 AND f.state = e.state ORDER BY f.seq LIMIT 1) AS oldest
+                 (SELECT f.enqueued_at FROM events f
+                     WHERE f.app_id = $1 AND f.state = e.state AND f.state IN (0, 1, 5, 7) AND f.since <= $2
+                     ORDER BY f.seq LIMIT 1) AS oldest
              FROM events e WHERE app_id = $1 AND state IN (0, 1, 4, 5, 6, 7) GROUP BY state";
-        let query = sqlx::query(sql).bind(app.as_str());
+        let query = sqlx::query(sql).bind(app.as_str()).bind(millis(now));
         let mut figures = QueueFigures::default();
         for row in query.fetch_all(self.read()).await.map_err(during("count events"))? {
             let events = get_unsigned(&row, "events")?;
-            let oldest = get_time(&row, "oldest").ok(); // Damaged: told where it is claimed.
+            // Damaged: told where it is claimed.
+            let oldest = get::<Option<i64>>(&row, "oldest").ok().flatten().and_then(time);
             match get::<i64>(&row, "state")? {
                 1 | 7 => figures.running += events,
                 4 => figures.dead = events,
                 _ => figures.queued += events,
             }
-            if matches!(get::<i64>(&row, "state")?, 0 | 1 | 5 | 7) {
-                figures.oldest_enqueued_at = figures.oldest_enqueued_at.into_iter().chain(oldest).min();
-            }
+            figures.oldest_enqueued_at = figures.oldest_enqueued_at.into_iter().chain(oldest).min();
         }
         Ok(figures)
     }

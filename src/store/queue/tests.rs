@@ -47,7 +47,7 @@ pub(super) async fn next_due(store: &Store) -> Option<SystemTime> {
 }
 
 pub(super) async fn figures(store: &Store) -> (u64, u64, u64) {
-    let figures = store.queue_figures(&app("shop")).await.expect("figures");
+    let figures = store.queue_figures(&app("shop"), at(1000)).await.expect("figures");
     (figures.queued, figures.running, figures.dead)
 }
 
@@ -277,6 +277,21 @@ async fn attempts_are_numbered_without_a_gap_whatever_ended_them() {
     let attempts = store.event(&app("shop"), id).await.expect("read").expect("there").attempts;
     let seen: Vec<_> = attempts.iter().map(|one| (one.number, one.failure.as_ref().map(|f| f.name.as_str()))).collect();
     assert_eq!(seen, [(1, Some("EndUnknown")), (2, None)]);
+}
+
+#[tokio::test]
+async fn the_oldest_event_is_the_first_whose_time_has_come() {
+    let (_dir, store) = store_with_app().await;
+    let oldest = async |now: u64| store.queue_figures(&app("shop"), at(now)).await.expect("figures").oldest_enqueued_at;
+    add(&store, NewEvent { due_at: at(100), ..event("shop") }).await;
+    add(&store, NewEvent { due_at: at(100), ..keyed("a", 1) }).await;
+    assert_eq!((oldest(99).await, oldest(100).await), (None, Some(at(0))), "scheduled, with a key and without");
+    add(&store, NewEvent { enqueued_at: at(5), due_at: at(5), ..event("shop") }).await;
+    assert_eq!(oldest(99).await, Some(at(5)));
+    let claimed = claim(&store, 1, 6).await.remove(0);
+    assert_eq!(oldest(99).await, Some(at(5)), "it runs");
+    assert!(finish(&store, &claimed, retry(500)).await);
+    assert_eq!(oldest(99).await, Some(at(5)), "it waits for its next attempt");
 }
 
 #[tokio::test]
