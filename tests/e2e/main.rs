@@ -18,6 +18,7 @@ mod install;
 mod install_failures;
 mod invoke;
 mod isolation;
+mod kills;
 mod lockfile;
 mod logs;
 mod memory;
