@@ -1,9 +1,12 @@
 //! `chatfn bench`: open-loop load. Calls start when they are due, not when the one before ended, and latency counts from the due
 //! time: a server that stalls is charged for all the calls that it kept waiting (no coordinated omission).
 
+mod starts;
+
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::bail;
 use bytes::Bytes;
@@ -50,6 +53,9 @@ pub struct Args {
     /// Calls that may be under way at once; those that find no place count as errors
     #[arg(long, default_value_t = 4096)]
     in_flight_max: u32,
+    /// Of a non-blocking trigger: measure until the function began, too, as the history tells. The clocks here and there have to be one
+    #[arg(long)]
+    starts: bool,
     /// Print one JSON object instead of text
     #[arg(long)]
     json: bool,
@@ -78,12 +84,22 @@ struct Report {
     cold_starts: u64,
     first_error: Option<String>,
     elapsed: Duration,
+    /// When measured events that were accepted were due.
+    accepted: HashMap<String, SystemTime>,
+    /// Until their functions began, if that was asked for.
+    starts: Option<Histogram<u64>>,
 }
 
 struct Sample {
     due: Instant,
     done: Instant,
-    result: Result<bool, String>,
+    result: Result<Answer, String>,
+}
+
+struct Answer {
+    cold_start: bool,
+    /// Of a non-blocking trigger.
+    event_id: Option<String>,
 }
 
 async fn measure(args: &Args) -> anyhow::Result<Report> {
@@ -118,6 +134,10 @@ async fn measure(args: &Args) -> anyhow::Result<Report> {
     let mut report = collector.await?;
     report.skipped = skipped.load(Ordering::Relaxed);
     report.elapsed = measured_from.elapsed();
+    if args.starts {
+        let client = InvocationServiceClient::new(channels[0].clone());
+        report.starts = Some(starts::measure(client, args, &report.accepted).await?);
+    }
     Ok(report)
 }
 
@@ -130,33 +150,43 @@ fn request(args: &Args) -> anyhow::Result<tonic::Request<proto::InvokeRequest>> 
     })
 }
 
-/// Whether it was a cold start.
 async fn call_once(
     mut client: InvocationServiceClient<Channel>,
     request: tonic::Request<proto::InvokeRequest>,
-) -> Result<bool, String> {
+) -> Result<Answer, String> {
     let response =
         client.invoke(request).await.map_err(|status| format!("{:?}: {}", status.code(), status.message()))?;
     let response = response.into_inner();
     match response.outcome {
         Some(Outcome::Error(error)) => Err(format!("{}: {}", error.name, error.message)),
         Some(Outcome::Skipped(skipped)) => Err(format!("skipped: {}", skipped.reason)),
-        Some(_) => Ok(response.cold_start),
+        Some(Outcome::Accepted(accepted)) => Ok(Answer { cold_start: false, event_id: Some(accepted.event_id) }),
+        Some(_) => Ok(Answer { cold_start: response.cold_start, event_id: None }),
         None => Err("no outcome".to_owned()),
     }
 }
 
 async fn collect(mut samples: mpsc::Receiver<Sample>, measured_from: Instant) -> Report {
-    let latencies = Histogram::new_with_bounds(1, MICROS_MAX, 3).expect("the bounds are valid");
-    let elapsed = Duration::ZERO;
-    let mut report = Report { latencies, errors: 0, skipped: 0, cold_starts: 0, first_error: None, elapsed };
+    let mut report = Report {
+        latencies: histogram(),
+        errors: 0,
+        skipped: 0,
+        cold_starts: 0,
+        first_error: None,
+        elapsed: Duration::ZERO,
+        accepted: HashMap::new(),
+        starts: None,
+    };
     while let Some(sample) = samples.recv().await {
         if sample.due < measured_from {
             continue;
         }
         match sample.result {
-            Ok(cold) => {
-                report.cold_starts += u64::from(cold);
+            Ok(answer) => {
+                report.cold_starts += u64::from(answer.cold_start);
+                if let Some(event_id) = answer.event_id {
+                    report.accepted.insert(event_id, SystemTime::now() - sample.due.elapsed());
+                }
                 let micros = sample.done.duration_since(sample.due).as_micros() as u64;
                 report.latencies.saturating_record(micros.clamp(1, MICROS_MAX));
             }
@@ -169,12 +199,28 @@ async fn collect(mut samples: mpsc::Receiver<Sample>, measured_from: Instant) ->
     report
 }
 
+fn histogram() -> Histogram<u64> {
+    Histogram::new_with_bounds(1, MICROS_MAX, 3).expect("the bounds are valid")
+}
+
+fn as_json(latencies: &Histogram<u64>) -> serde_json::Value {
+    let quantile = |q| latencies.value_at_quantile(q);
+    json!({
+        "p50": quantile(0.5), "p90": quantile(0.9), "p99": quantile(0.99), "p999": quantile(0.999),
+        "max": latencies.max(), "mean": latencies.mean(),
+    })
+}
+
+fn as_text(latencies: &Histogram<u64>) -> String {
+    let [p50, p90, p99, p999] = [0.5, 0.9, 0.99, 0.999].map(|q| latencies.value_at_quantile(q));
+    format!("p50 {p50} · p90 {p90} · p99 {p99} · p99.9 {p999} · max {}", latencies.max())
+}
+
 impl Report {
     fn print(&self, args: &Args) {
-        let quantile = |q| self.latencies.value_at_quantile(q);
         let achieved = self.latencies.len() as f64 / self.elapsed.as_secs_f64();
         if args.json {
-            let report = json!({
+            let mut report = json!({
                 "rate": args.rate,
                 "achieved_per_second": achieved,
                 "succeeded": self.latencies.len(),
@@ -182,11 +228,11 @@ impl Report {
                 "skipped": self.skipped,
                 "cold_starts": self.cold_starts,
                 "first_error": self.first_error,
-                "latency_micros": {
-                    "p50": quantile(0.5), "p90": quantile(0.9), "p99": quantile(0.99), "p999": quantile(0.999),
-                    "max": self.latencies.max(), "mean": self.latencies.mean(),
-                },
+                "latency_micros": as_json(&self.latencies),
             });
+            if let Some(starts) = &self.starts {
+                report["start_micros"] = as_json(starts);
+            }
             println!("{report}");
             return;
         }
@@ -198,14 +244,10 @@ impl Report {
             self.skipped
         );
         println!("  {} cold starts", self.cold_starts);
-        println!(
-            "  latency from due time, µs: p50 {} · p90 {} · p99 {} · p99.9 {} · max {}",
-            quantile(0.5),
-            quantile(0.9),
-            quantile(0.99),
-            quantile(0.999),
-            self.latencies.max()
-        );
+        println!("  latency from due time, µs: {}", as_text(&self.latencies));
+        if let Some(starts) = &self.starts {
+            println!("  until the function began, at most, µs: {}", as_text(starts));
+        }
         if let Some(err) = &self.first_error {
             println!("  first error: {err}");
         }

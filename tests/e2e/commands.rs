@@ -5,7 +5,7 @@ use std::process::Output;
 use std::time::Duration;
 
 use crate::events::{HANDLES, accept, event, until_dead};
-use crate::harness::{LOGIN, SENT, TestServer, binary, wait_until};
+use crate::harness::{LOGIN, SENT, SENT_EVENT, TestServer, binary, wait_until};
 use crate::publish_request::Publish;
 
 async fn run(args: &[&str]) -> Output {
@@ -59,6 +59,25 @@ async fn the_bench_loads_a_service_and_prints_percentiles() {
     assert_eq!((&report["succeeded"], &report["errors"]), (&20.into(), &0.into()), "{report}");
     let latency = |name: &str| report["latency_micros"][name].as_u64().expect("a number");
     assert!(latency("p50") > 0 && latency("p50") <= latency("p99") && latency("p99") <= latency("max"), "{report}");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn the_bench_of_a_non_blocking_trigger_tells_when_functions_began() {
+    let server = TestServer::start().await;
+    let app = server.deploy_function("demo", SENT, "export const handleEvent = () => {}").await;
+    let load = ["bench", "--server", &server.address, "--app", "demo", "--trigger-type", SENT, "--event", SENT_EVENT];
+    let times = ["--rate", "20", "--duration", "1s", "--warmup", "0s", "--starts"];
+    let output = run(&[&load[..], &times, &["--json"]].concat()).await;
+    let (out, err) = printed(&output);
+    assert!(output.status.success(), "{out}\n{err}");
+    let report: serde_json::Value = serde_json::from_str(&out).expect("JSON");
+    let start = |name: &str| report["start_micros"][name].as_u64().expect("a number");
+    assert!(start("p50") > 0 && start("p50") <= start("max"), "{report}");
+    assert_eq!(app.history().await.len(), 20);
+    let output = run(&[&load[..], &times].concat()).await;
+    let (out, _) = printed(&output);
+    assert!(out.contains("until the function began, at most, µs: p50 "), "{out}");
     server.stop().await;
 }
 
