@@ -34,10 +34,11 @@ check-aarch64: check-tools
 doc: check-tools
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
 
-## The frame codec, then what a worker's start costs in each mode; for whole services see `chatfn bench --help`.
+## The frame codec, what a worker's start costs in each mode, and what the queue costs; for whole services see `chatfn bench --help`.
 bench: check-tools
 	cargo bench --locked --bench codec
 	cargo bench --locked --bench spawn
+	cargo bench --locked --bench queue
 
 check-tools:
 	@scripts/check-tools

@@ -15,7 +15,7 @@ mod writer;
 
 use std::time::{Duration, SystemTime};
 
-use sqlx::{Sqlite, Transaction};
+use sqlx::{AssertSqlSafe, Sqlite, Transaction};
 
 use super::codec::{
     Row, corrupt, get, get_parsed, get_time, get_u32, get_unsigned, get_version, json, millis, span_millis, time,
@@ -230,6 +230,17 @@ impl Store {
         }
         tx.commit().await.map_err(during(VERB))?;
         Ok(claimed)
+    }
+
+    /// How the database finds what is claimed, step by step: for those who measure it.
+    ///
+    /// # Errors
+    /// The database refuses.
+    pub async fn claim_plan(&self) -> Result<Vec<String>, Error> {
+        let explain = AssertSqlSafe(format!("EXPLAIN QUERY PLAN {CLAIM}"));
+        let query = sqlx::query(explain).bind(0).bind(0).bind(0).bind("").bind(1);
+        let rows = query.fetch_all(self.write()).await.map_err(during("explain a claim"))?;
+        rows.iter().map(|row| get(row, "detail")).collect()
     }
 
     async fn bury(
