@@ -160,6 +160,10 @@ const CLAIM: &str = "UPDATE events SET state = 1, attempt = attempt + 1, due_at 
          SELECT e.seq FROM events e WHERE e.app_id = $4 AND e.state < 2 AND e.due_at <= $3 ORDER BY e.due_at, e.seq LIMIT $5
      ) RETURNING *";
 
+/// They were due once, so they are due now; their old age puts them first. The second term is the partial index's: what is finished, which
+/// is most of the table, is not looked at.
+const RELEASE: &str = "UPDATE events SET state = 0, claim_id = NULL, due_at = since WHERE state = 1 AND state < 2";
+
 impl Store {
     /// Queues an event; on return it is on disk.
     ///
@@ -301,9 +305,7 @@ impl Store {
     /// At start-up of a single node: nobody runs what says RUNNING. The attempts count, so that an event which brings the
     /// service down runs out of them.
     pub async fn release_claims(&self) -> Result<u64, Error> {
-        // They were due once, so they are due now; their old age puts them first.
-        let sql = "UPDATE events SET state = 0, claim_id = NULL, due_at = since WHERE state = 1";
-        let released = sqlx::query(sql).execute(self.write()).await.map_err(during("release claims"))?;
+        let released = sqlx::query(RELEASE).execute(self.write()).await.map_err(during("release claims"))?;
         let taken = "UPDATE events SET state = 5, claim_id = NULL WHERE state = 7";
         let taken = sqlx::query(taken).execute(self.write()).await.map_err(during("release claims"))?;
         Ok(released.rows_affected() + taken.rows_affected())

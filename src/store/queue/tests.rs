@@ -337,6 +337,9 @@ async fn the_queue_is_never_scanned() {
     let advance = plan(line::ADVANCE, 1).await;
     assert!(advance.contains("INDEX events_waiting (app_id=? AND trigger_type=? AND ordering_key=?)"), "{advance}");
     assert!(advance.contains("INDEX events_head (app_id=? AND trigger_type=? AND ordering_key=?)"), "{advance}");
+    let release = plan(RELEASE, 0).await;
+    // Of the first column alone: all that is not finished, and nothing else.
+    assert!(release.contains("events_due"), "{release}");
     for plan in [claim, due, advance] {
         assert!(!plan.contains("TEMP B-TREE"), "the limit has to stop the search early: {plan}");
         // The first app is read from the front of the index; `due` is what was found so far.
