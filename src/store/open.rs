@@ -18,6 +18,10 @@ const READERS_MAX: u32 = 4;
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// What the write-ahead log may keep on disk after a checkpoint.
 const LOG_BYTES_MAX: &str = "67108864";
+/// Each connection's page cache, in SQLite's negative KiB: with its default of 2 MB a queue of a million events is read from the file
+/// again and again, and a purge spills what it is about to write.
+const WRITER_CACHE: &str = "-65536";
+const READER_CACHE: &str = "-16384";
 /// SQLite's code for a file with other contents (one that was damaged is 11).
 const NOT_A_DATABASE: &str = "26";
 
@@ -52,13 +56,15 @@ async fn open_writer(path: &Path) -> Result<SqlitePool, Error> {
         .journal_mode(SqliteJournalMode::Wal)
         // NORMAL may lose the last commits when the power goes, and an accepted event is a promise.
         .synchronous(SqliteSynchronous::Full)
-        .pragma("journal_size_limit", LOG_BYTES_MAX);
+        .pragma("journal_size_limit", LOG_BYTES_MAX)
+        .pragma("cache_size", WRITER_CACHE);
     let pool = pool(1).connect_with(options).await;
     pool.map_err(|err| not_a_database(path, &err).unwrap_or_else(|| during("open the store")(err)))
 }
 
 async fn open_readers(path: &Path) -> Result<SqlitePool, Error> {
-    pool(READERS_MAX).connect_with(options(path).read_only(true)).await.map_err(during("open the store for reading"))
+    let options = options(path).read_only(true).pragma("cache_size", READER_CACHE);
+    pool(READERS_MAX).connect_with(options).await.map_err(during("open the store for reading"))
 }
 
 fn options(path: &Path) -> SqliteConnectOptions {
@@ -118,6 +124,7 @@ mod tests {
         assert_eq!(pragma("PRAGMA synchronous").await, 2, "FULL");
         assert_eq!(pragma("PRAGMA auto_vacuum").await, 2, "INCREMENTAL");
         assert_eq!(pragma("PRAGMA foreign_keys").await, 1);
+        assert_eq!(pragma("PRAGMA cache_size").await, -65536);
         assert_eq!(pragma("PRAGMA busy_timeout").await, 5000);
         assert_eq!(pragma("PRAGMA journal_size_limit").await, 67_108_864);
         let mode: String = sqlx::query_scalar("PRAGMA journal_mode").fetch_one(store.read()).await.expect("mode");
