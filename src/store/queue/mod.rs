@@ -8,6 +8,7 @@
 mod backlog;
 mod batch;
 mod dead_letters;
+mod insert;
 mod line;
 #[cfg(test)]
 mod tests;

@@ -340,7 +340,17 @@ async fn the_queue_is_never_scanned() {
     let release = plan(RELEASE, 0).await;
     // Of the first column alone: all that is not finished, and nothing else.
     assert!(release.contains("events_due"), "{release}");
-    for plan in [claim, due, advance] {
+    let advance_new = plan(insert::ADVANCE_NEW, 2).await;
+    assert!(advance_new.contains("SEARCH k USING INTEGER PRIMARY KEY (rowid>? AND rowid<?)"), "{advance_new}");
+    assert!(
+        advance_new.contains("INDEX events_waiting (app_id=? AND trigger_type=? AND ordering_key=?)"),
+        "{advance_new}"
+    );
+    assert!(
+        advance_new.contains("INDEX events_head (app_id=? AND trigger_type=? AND ordering_key=?)"),
+        "{advance_new}"
+    );
+    for plan in [claim, due, advance, advance_new] {
         assert!(!plan.contains("TEMP B-TREE"), "the limit has to stop the search early: {plan}");
         // The first app is read from the front of the index; `due` is what was found so far.
         let scans = plan.lines().filter(|line| line.starts_with("SCAN") && !line.contains("events_due"));

@@ -3,21 +3,20 @@
 //! While one transaction is synced to disk the next requests gather in the channel, so the batch grows with the load and nobody waits
 //! for a timer.
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use sqlx::{Sqlite, SqlitePool, Transaction};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::super::codec::{get, get_parsed, get_version, json, millis, signed, span_millis};
+use super::super::codec::{get, json, millis};
 use super::super::{Error, during};
 use super::backlog::Backlog;
-use super::{AttemptEnd, ClaimedEvent, DeadReason, Disposition, Enqueued, NewEvent, batch, line};
-use crate::model::{AppId, Event, EventId};
+use super::{AttemptEnd, ClaimedEvent, Disposition, Enqueued, NewEvent, insert, line};
+use crate::model::{AppId, Event};
 
 /// Requests that may wait for their transaction; then callers wait for room.
 const WAITING_MAX: usize = 1024;
@@ -151,13 +150,17 @@ impl Task {
     /// One answer to each request; an error of the database is everybody's.
     async fn commit(&self, batch: &[Request]) -> Result<Vec<Done>, Error> {
         let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await.map_err(during(ENQUEUE))?;
-        let (mut answers, mut coming, mut leaving) = (Vec::with_capacity(batch.len()), Coming::default(), Vec::new());
+        let events = batch.iter().filter_map(|request| match request {
+            Request::Enqueue(event, _) => Some(event),
+            Request::Finish(..) => None,
+        });
+        // Together, before what has ended: nobody was promised an order between the two.
+        let (enqueued, coming) = insert::enqueue(&mut tx, &self.backlog, &events.collect::<Vec<_>>()).await?;
+        let (mut answers, mut enqueued, mut leaving) =
+            (Vec::with_capacity(batch.len()), enqueued.into_iter(), Vec::new());
         for request in batch {
             answers.push(match request {
-                Request::Enqueue(event, _) => match self.enqueue(&mut tx, event, &mut coming).await {
-                    Err(err @ Error::Database { .. }) => return Err(err),
-                    result => Done::Enqueued(result),
-                },
+                Request::Enqueue(..) => Done::Enqueued(enqueued.next().unwrap_or(Err(Error::Closed))),
                 Request::Finish(end, _) => {
                     let ours = finish(&mut tx, end).await?;
                     if ours {
@@ -169,104 +172,10 @@ impl Task {
             });
         }
         tx.commit().await.map_err(during(ENQUEUE))?;
-        coming.of_apps.iter().for_each(|(app, events)| self.backlog.came(app, *events));
+        coming.of_apps().for_each(|(app, events)| self.backlog.came(app, events));
         leaving.into_iter().for_each(|(app, events)| self.backlog.left(app, events));
         self.batches.fetch_add(1, Ordering::Relaxed);
         Ok(answers)
-    }
-
-    async fn enqueue(
-        &self,
-        tx: &mut Transaction<'static, Sqlite>,
-        event: &NewEvent,
-        coming: &mut Coming,
-    ) -> Result<Enqueued, Error> {
-        if event.dead.is_none()
-            && let Err(full) = self.backlog.check(&event.app, coming.of_app(&event.app), coming.in_all)
-        {
-            return match first(tx, event).await {
-                Ok(first) => Ok(first), // What was accepted stays accepted.
-                Err(err @ Error::Database { .. }) => Err(err),
-                Err(_) => Err(full),
-            };
-        }
-        let enqueued = insert(tx, event).await?;
-        if !enqueued.duplicate && event.dead.is_none() {
-            coming.add(&event.app);
-        }
-        Ok(enqueued)
-    }
-}
-
-/// Events of the transaction that is being written.
-#[derive(Default)]
-struct Coming {
-    of_apps: HashMap<AppId, u64>,
-    in_all: u64,
-}
-
-impl Coming {
-    fn of_app(&self, app: &AppId) -> u64 {
-        self.of_apps.get(app).copied().unwrap_or(0)
-    }
-
-    fn add(&mut self, app: &AppId) {
-        *self.of_apps.entry(app.clone()).or_default() += 1;
-        self.in_all += 1;
-    }
-}
-
-async fn insert(tx: &mut Transaction<'static, Sqlite>, event: &NewEvent) -> Result<Enqueued, Error> {
-    let event_id = EventId::new();
-    let scheduled = event.due_at > event.enqueued_at;
-    let batch = event.batch.filter(|_| event.ordering_key.is_some());
-    let wait = batch.filter(|_| !scheduled).map_or(Duration::ZERO, |batch| batch.max_wait);
-    // As WAITING first: it may have to wait, and if not it advances at once.
-    let (state, finished_at) = match (&event.dead, &event.ordering_key) {
-        (Some(_), _) => (4, Some(event.enqueued_at)),
-        (None, None) => (0, None),
-        (None, Some(_)) => (if scheduled { 6 } else { 5 }, None),
-    };
-    // FROM apps: a foreign key that fails would end the transaction of the others.
-    let query = sqlx::query(
-        "INSERT INTO events (id, app_id, trigger_type, version, payload_json, ordering_key, idempotency_key, state,
-             attempt, due_at, enqueued_at, since, hops, finished_at, reason, batch_max, batch_wait_ms, place)
-         SELECT $1, id, $3, $4, $5, $6, $7, $8, 0, $9, $10, $11, $12, $13, $14, $15, $16,
-             (SELECT COALESCE(MAX(seq), 0) + 1 FROM events)
-         FROM apps WHERE id = $2
-         ON CONFLICT (app_id, trigger_type, idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING",
-    );
-    let query = query.bind(event_id.to_string()).bind(event.app.as_str()).bind(event.trigger_type.as_str());
-    let query = query.bind(signed(event.version.0)).bind(event.payload.as_str()).bind(&event.ordering_key);
-    let query = query.bind(&event.idempotency_key).bind(state).bind(millis(event.due_at + wait));
-    let query = query.bind(millis(event.enqueued_at)).bind(millis(event.due_at.max(event.enqueued_at)));
-    let query =
-        query.bind(i64::from(event.hops)).bind(finished_at.map(millis)).bind(event.dead.map(DeadReason::as_str));
-    let query = query.bind(batch.map(|batch| i64::from(batch.max_size)));
-    let query = query.bind(batch.map(|batch| span_millis(batch.max_wait)));
-    let inserted = query.execute(&mut **tx).await.map_err(during(ENQUEUE))?;
-    if inserted.rows_affected() == 0 {
-        return first(tx, event).await;
-    }
-    if state == 5 {
-        line::advance(tx, inserted.last_insert_rowid(), event.enqueued_at).await?;
-        if let Some(batch) = batch {
-            batch::hasten_line(tx, inserted.last_insert_rowid(), batch.max_size.into(), event.enqueued_at).await?;
-        }
-    }
-    Ok(Enqueued { event_id, version: event.version, duplicate: false })
-}
-
-/// The event that has the idempotency key already.
-async fn first(tx: &mut Transaction<'static, Sqlite>, event: &NewEvent) -> Result<Enqueued, Error> {
-    let query =
-        sqlx::query("SELECT id, version FROM events WHERE app_id = $1 AND trigger_type = $2 AND idempotency_key = $3");
-    let query = query.bind(event.app.as_str()).bind(event.trigger_type.as_str()).bind(&event.idempotency_key);
-    match query.fetch_optional(&mut **tx).await.map_err(during(ENQUEUE))? {
-        Some(row) => {
-            Ok(Enqueued { event_id: get_parsed(&row, "id")?, version: get_version(&row, "version")?, duplicate: true })
-        }
-        None => Err(Error::UnknownApp(event.app.clone())),
     }
 }
 
