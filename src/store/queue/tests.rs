@@ -705,3 +705,44 @@ async fn all_dead_letters_are_moved_batch_by_batch_and_each_once() {
     let purged = store.purge_dead_letters(&app("shop"), &named, 10).await.expect("purge");
     assert_eq!(purged.ids, ids[..1], "one is queued, and one is not known");
 }
+
+#[tokio::test]
+async fn duplicates_in_one_group_take_no_place_under_the_limit() {
+    let (dir, store) = store_with_app().await;
+    store.close().await;
+    let limits = QueueLimits { of_app: 2, in_all: 100 };
+    let store = Store::open(&dir.path().join("store.db"), limits).await.expect("reopen");
+    let keyed = |key: &str| NewEvent { idempotency_key: Some(key.to_owned()), ..event("shop") };
+    let before = store.queue_batches();
+    let (one, again, two, three, known) = tokio::join!(
+        store.enqueue(keyed("one")),
+        store.enqueue(keyed("one")),
+        store.enqueue(keyed("two")),
+        store.enqueue(keyed("three")),
+        store.enqueue(keyed("two")),
+    );
+    assert_eq!(store.queue_batches() - before, 1);
+    let (one, two) = (one.expect("one"), two.expect("two"));
+    assert_eq!(again.expect("again"), Enqueued { duplicate: true, ..one });
+    assert_eq!(known.expect("known"), Enqueued { duplicate: true, ..two });
+    assert!(!one.duplicate && !two.duplicate);
+    assert!(matches!(three, Err(Error::QueueFull { limit: 2, .. })), "{three:?}");
+}
+
+#[tokio::test]
+async fn a_large_group_keeps_the_order_of_its_lines() {
+    let (_dir, store) = store_with_app().await;
+    // No more than tokio lets one task send at a time: then others would go before.
+    let events = (0..120).map(|n| store.enqueue(keyed(&format!("line {}", n % 3), n)));
+    let before = store.queue_batches();
+    try_join_all(events).await.expect("enqueue");
+    assert_eq!(store.queue_batches() - before, 1);
+    for n in (0..120).step_by(3) {
+        let claimed = claim(&store, 10, 1).await;
+        assert_eq!(payloads(&claimed), [n, n + 1, n + 2].map(|n| n.to_string()));
+        for claimed in &claimed {
+            assert!(finish(&store, claimed, Disposition::Done).await);
+        }
+    }
+    assert_eq!(figures(&store).await, (0, 0, 0));
+}
