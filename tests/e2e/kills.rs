@@ -25,7 +25,7 @@ const ROUNDS: u32 = 24;
 /// Acknowledgements before the next kill, at most.
 const ACKNOWLEDGED_MAX: u32 = 60;
 /// Takes a number, to make a run that failed again. Its kills come at the same points of the load, not at the same nanosecond.
-const SEED: &str = "CHATFN_KILLS_SEED";
+const SEED: &str = "KILLS_SEED";
 
 /// Says that it ran, last of all. Some throw at first, and some for ever.
 const APPENDS: &str = "import { appendFileSync } from 'fs';
@@ -199,6 +199,8 @@ async fn no_kill_at_any_moment_loses_an_acknowledged_event_or_its_place_in_line(
     let dead = events.values().filter(|event| event.state == DEAD).count() as u64;
     let queue = app.show().await.queue.expect("figures");
     assert_eq!((queue.queued, queue.running, queue.dead), (0, 0, dead));
+    // What it says of workers that were killed before they had begun.
+    server.expect_log("a worker did not start");
     server.stop().await;
 }
 
