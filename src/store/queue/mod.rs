@@ -4,6 +4,9 @@
 //! claim them, so that one index, app by app, holds all that has to be done. Whoever claims an event gets a fence with it; when
 //! somebody else has claimed it since, the late one changes nothing. Events with an ordering key stand in [lines](mod@line), of which only
 //! the head is QUEUED or RUNNING. What enqueues and what finishes goes through the [`writer`], many to a transaction.
+//!
+//! `state` in the table: 0 QUEUED, 1 RUNNING, 2 DONE, 3 SKIPPED, 4 DEAD; in a line also 5 WAITING for its head, 6 SCHEDULED to join it
+//! later, 7 TAKEN along by the head that runs (see [`batch`]).
 
 mod backlog;
 mod batch;
