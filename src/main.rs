@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use chatfn::cli::{Cli, Command, bench, demo, doctor, events, serve};
+use chatfn::cli::{Cli, Command, bench, credentials, demo, doctor, events, serve};
 use clap::Parser;
 
 fn main() -> ExitCode {
@@ -11,6 +11,7 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::run(&args),
         Command::Doctor(args) => return ended(doctor::run(&args)),
         Command::Events(args) => return ended(events::run(&args)),
+        Command::Credentials(args) => return ended(credentials::run(&args)),
         Command::Bench(args) => bench::run(&args),
         Command::SandboxBroker => chatfn::sandbox::serve_broker().map_err(anyhow::Error::from),
     };

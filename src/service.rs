@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 
-use crate::api::{self, MessageLimits, OperatorToken, Services};
+use crate::api::{self, Auth, MessageLimits, Services};
 use crate::artifacts::Artifacts;
 use crate::config::Config;
 use crate::dispatch::{self, Dispatcher};
@@ -81,6 +81,7 @@ impl Service {
         let store = Store::open(&data.join("chatfn.db"), queue_limits(config)).await?;
         store.abandon_invocations(SystemTime::now()).await?;
         store.release_claims().await?;
+        let auth = Auth::open(store.clone(), token.as_deref()).await?;
         let stop_history = CancellationToken::new();
         let (history, history_task) = History::start(store.clone(), config.log_line_bytes_max, stop_history.clone());
         let workers =
@@ -131,25 +132,23 @@ impl Service {
         let address = listener.local_addr()?;
         announce(config, address, token.is_some(), budget.limit(), sandbox.report());
         let drain = Drain::new().await;
-        let routes = api::routes(
-            Services {
-                invoker: invoker.clone(),
-                publisher: publisher.clone(),
-                serving: serving.clone(),
-                store: store.clone(),
-                history,
-                delivery: figures.clone(),
-                catalogue,
-                isolation: sandbox.report().clone(),
-                drain: drain.clone(),
-                limits: MessageLimits {
-                    event_bytes_max: config.event_bytes_max,
-                    result_bytes_max: config.result_bytes_max,
-                    publish_bytes_max: config.publish_bytes_max,
-                },
+        let routes = api::routes(Services {
+            auth,
+            invoker: invoker.clone(),
+            publisher: publisher.clone(),
+            serving: serving.clone(),
+            store: store.clone(),
+            history,
+            delivery: figures.clone(),
+            catalogue,
+            isolation: sandbox.report().clone(),
+            drain: drain.clone(),
+            limits: MessageLimits {
+                event_bytes_max: config.event_bytes_max,
+                result_bytes_max: config.result_bytes_max,
+                publish_bytes_max: config.publish_bytes_max,
             },
-            token.as_deref().map(OperatorToken::new),
-        );
+        });
         let stop_server = CancellationToken::new();
         let stop_dispatch = CancellationToken::new();
         let settings = dispatch::Settings {

@@ -11,9 +11,9 @@ use tonic::Status;
 use crate::dispatch::DeliveryFigures;
 use crate::invoke::{Answer, Ran};
 use crate::model::{
-    DecidedBy, Denial, EventState, FailureAction, FailureKind, Function, FunctionFailure, Invocation, InvocationStatus,
-    Limits, LogLevel, LogLine, LogSource, Outcome, RawJson, Report, Timings, Verdict, Version, VersionNumber,
-    VersionState,
+    Credential, DecidedBy, Denial, EventState, FailureAction, FailureKind, Function, FunctionFailure, Invocation,
+    InvocationStatus, Limits, LogLevel, LogLine, LogSource, Outcome, RawJson, Report, Timings, Verdict, Version,
+    VersionNumber, VersionState,
 };
 use crate::pool::Figures;
 use crate::proto;
@@ -371,6 +371,16 @@ fn event_attempt(attempt: AttemptRecord) -> proto::EventAttempt {
         error: attempt.failure.map(function_error),
         started_at: Some(timestamp(attempt.started_at)),
         finished_at: Some(timestamp(attempt.finished_at)),
+    }
+}
+
+pub(super) fn credential(credential: Credential) -> proto::Credential {
+    proto::Credential {
+        client_id: credential.client_id.to_string(),
+        app_id: credential.app.map(String::from).unwrap_or_default(),
+        scopes: credential.scopes.iter().map(|scope| scope.as_str().to_owned()).collect(),
+        description: credential.description,
+        created_at: Some(timestamp(credential.created_at)),
     }
 }
 

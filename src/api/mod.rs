@@ -20,7 +20,7 @@ use crate::publish::Publisher;
 use crate::serving::Serving;
 use crate::store::Store;
 
-pub use auth::OperatorToken;
+pub use auth::Auth;
 
 /// Room for the envelope around an event or a result.
 const ENVELOPE_BYTES: usize = 1 << 20;
@@ -31,6 +31,7 @@ const HISTORY_BYTES_MAX: usize = 256 << 20;
 
 /// All that the API serves from.
 pub struct Services {
+    pub auth: Auth,
     pub invoker: Invoker,
     pub publisher: Publisher,
     pub serving: Serving,
@@ -50,8 +51,8 @@ pub struct MessageLimits {
     pub publish_bytes_max: usize,
 }
 
-/// gRPC services, reflection, health and HTTP as one router. Health goes first: a probe needs no token.
-pub fn routes(services: Services, token: Option<OperatorToken>) -> Routes {
+/// gRPC services, reflection, health and HTTP as one router. Health goes first: a probe needs no token, nor does who asks for one.
+pub fn routes(services: Services) -> Routes {
     use proto::app_service_server::AppServiceServer;
     use proto::event_service_server::EventServiceServer;
     use proto::invocation_service_server::InvocationServiceServer;
@@ -59,7 +60,7 @@ pub fn routes(services: Services, token: Option<OperatorToken>) -> Routes {
 
     let services = Arc::new(services);
     let limits = services.limits;
-    let drain = services.drain.clone();
+    let (auth, drain) = (services.auth.clone(), services.drain.clone());
     let invocations = InvocationServiceServer::new(grpc::Invocations(Arc::clone(&services)))
         // More than allowed gets in, so that the answer can say what the limit is.
         .max_decoding_message_size(limits.event_bytes_max + TOO_LARGE_BYTES)
@@ -84,7 +85,7 @@ pub fn routes(services: Services, token: Option<OperatorToken>) -> Routes {
         .add_service(reflection_v1)
         .add_service(reflection_v1alpha);
     let guarded = guarded.prepare().into_axum_router().layer(axum::middleware::map_response(status::explain_too_large));
-    let guarded = auth::guard(guarded, token);
+    let guarded = auth::guard(guarded, auth.clone());
     let open = Routes::new(drain.health_service()).prepare().into_axum_router();
-    Routes::from(http::router(drain).merge(open.reset_fallback()).merge(guarded))
+    Routes::from(http::router(drain).merge(auth::oauth(auth)).merge(open.reset_fallback()).merge(guarded))
 }

@@ -8,7 +8,8 @@ use std::time::Duration;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
-use crate::model::IdError;
+use super::auth::{Denied, Refused};
+use crate::model::{IdError, NoClientId, UnknownScope};
 use crate::publish::InstallError;
 use crate::{invoke, publish, serving, store};
 
@@ -69,6 +70,39 @@ impl From<IdError> for Status {
             IdError::Uuid(_) => "INVALID_ID",
         };
         invalid(reason, err.to_string())
+    }
+}
+
+impl From<NoClientId> for Status {
+    fn from(err: NoClientId) -> Self {
+        invalid("INVALID_CLIENT_ID", err.to_string())
+    }
+}
+
+impl From<UnknownScope> for Status {
+    fn from(err: UnknownScope) -> Self {
+        invalid("INVALID_SCOPE", err.to_string())
+    }
+}
+
+impl From<Refused> for Status {
+    fn from(err: Refused) -> Self {
+        match err {
+            Refused::NoToken | Refused::Invalid | Refused::Expired => {
+                with_reason(Code::Unauthenticated, "UNAUTHENTICATED", err.to_string())
+            }
+            Refused::Store(err) => err.into(),
+        }
+    }
+}
+
+impl From<Denied> for Status {
+    fn from(err: Denied) -> Self {
+        match &err {
+            Denied::Scope { .. } | Denied::OtherApp { .. } | Denied::Escalation { .. } => {
+                with_reason(Code::PermissionDenied, "PERMISSION_DENIED", err.to_string())
+            }
+        }
     }
 }
 

@@ -16,7 +16,7 @@ pub struct Connection {
         value_name = "URL"
     )]
     address: String,
-    /// The operator's token, if the service wants one
+    /// A token, if the service wants one: the operator's, or a credential's secret
     #[arg(long, env = "CHATFN_TOKEN", hide_env_values = true)]
     token: Option<String>,
 }

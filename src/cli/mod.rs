@@ -2,6 +2,7 @@
 
 pub mod bench;
 mod client;
+pub mod credentials;
 pub mod demo;
 pub mod doctor;
 pub mod events;
@@ -27,6 +28,8 @@ pub enum Command {
     Doctor(doctor::Args),
     /// Show queued events of a running service; list, redrive and purge dead letters.
     Events(events::Args),
+    /// Create, list and revoke the credentials that act for an app.
+    Credentials(credentials::Args),
     /// Load a running service at a fixed rate and print latencies.
     Bench(bench::Args),
     /// The process that starts and ends workers. Started by the service itself.

@@ -2,6 +2,7 @@
 //!
 //! No I/O, no async, no proto: everybody may use this module, and it uses nobody.
 
+mod credential;
 mod ids;
 mod invocation;
 mod isolation;
@@ -10,6 +11,7 @@ mod trigger;
 mod verdict;
 mod version;
 
+pub use credential::{ClientId, Credential, NoClientId, Scope, Scopes, UnknownScope};
 pub use ids::{AppId, EventId, IdError, InvocationId, VersionNumber};
 pub use invocation::{
     DecidedBy, Denial, Event, EventState, FailureKind, FunctionFailure, Invocation, InvocationStatus, LogLevel,

@@ -358,7 +358,10 @@ impl Publisher {
 
     /// Where workers of two apps could reach each other, only one app is taken. (Two that come first together may both be: their
     /// operator said that there is one.)
-    async fn check_only_app(&self, app: &AppId) -> Result<(), Error> {
+    ///
+    /// # Errors
+    /// There is another.
+    pub async fn check_only_app(&self, app: &AppId) -> Result<(), Error> {
         if !self.shared.settings.single_tenant {
             return Ok(());
         }

@@ -9,7 +9,7 @@ use crate::model::{AppId, VersionNumber};
 /// Rows that one transaction of a delete removes: others wait for the writer meanwhile.
 const DELETE_BATCH: i64 = 2000;
 
-/// A tenant as the store knows it. It begins to exist with its first version.
+/// A tenant as the store knows it. It begins to exist with its first version or credential.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct App {
     pub id: AppId,
@@ -109,6 +109,7 @@ mod tests {
     use super::super::testing::{app, at, event, ready_version, row_counts, store, trigger};
     use super::super::{AttemptEnd, Disposition, HistoryItem};
     use super::*;
+    use crate::model::{ClientId, Credential, Scope};
 
     #[tokio::test]
     async fn an_app_begins_with_its_first_version_and_keeps_its_settings() {
@@ -161,9 +162,18 @@ mod tests {
             let items = [HistoryItem::Log(line(id, Some(invocation.id), at(1))), HistoryItem::Started(invocation)];
             store.record(&items).await.expect("record");
             store.record_reply(&app(id), &trigger(), "k", "{}", at(1), at(0)).await.expect("reply");
+            let credential = Credential {
+                client_id: ClientId::new(),
+                app: Some(app(id)),
+                scopes: [Scope::Invoke].into_iter().collect(),
+                description: String::new(),
+                created_at: at(0),
+            };
+            let secret = *blake3::hash(id.as_bytes()).as_bytes();
+            store.create_credential(&credential, &secret, 1, false).await.expect("credential");
         }
         let before = row_counts(&store).await;
-        assert!(before.len() >= 7 && before.iter().all(|(_, rows)| *rows == 2), "{before:?}");
+        assert!(before.len() >= 8 && before.iter().all(|(_, rows)| *rows == 2), "{before:?}");
 
         assert!(store.delete_app(&app("shop")).await.expect("delete"));
         assert!(!store.delete_app(&app("shop")).await.expect("delete again"));

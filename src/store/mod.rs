@@ -8,6 +8,7 @@
 
 mod apps;
 mod codec;
+mod credentials;
 mod history;
 mod idempotency;
 mod invocation_row;
@@ -25,6 +26,7 @@ use sqlx::{Sqlite, SqlitePool, Transaction};
 use crate::model::AppId;
 
 pub use apps::{App, AppChange};
+pub use credentials::{CreateCredential, Secret256};
 pub use history::{HistoryItem, InvocationFilter, LogFilter, LogPosition};
 pub use queue::{
     AttemptEnd, AttemptRecord, ClaimId, ClaimedEvent, DeadReason, Disposition, Due, Enqueued, EventRecord, Letters,
@@ -151,6 +153,8 @@ mod tests {
         is_send(store.logs(&id, LogFilter::default(), 1));
         is_send(store.invocation(&id, InvocationId::new()));
         is_send(store.recorded_reply(&id, &trigger(), "", at(0)));
+        is_send(store.credential(crate::model::ClientId::new()));
+        is_send(store.revoke_credential(crate::model::ClientId::new(), None));
         is_send(store.close());
     }
 }

@@ -104,7 +104,7 @@ pub fn event(app_id: &str) -> NewEvent {
 /// Rows in every table that belongs to apps.
 pub async fn row_counts(store: &Store) -> Vec<(String, i64)> {
     let tables = "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE '\\_%' ESCAPE '\\'
-                  AND name NOT LIKE 'sqlite%' ORDER BY name";
+                  AND name NOT LIKE 'sqlite%' AND name <> 'service_keys' ORDER BY name";
     let tables: Vec<String> = sqlx::query_scalar(tables).fetch_all(store.read()).await.expect("tables");
     let mut counts = Vec::new();
     for table in tables {

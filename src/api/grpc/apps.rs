@@ -1,19 +1,19 @@
 //! AppService.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use tonic::{Request, Response, Status};
 
 use crate::api::convert::{self, page, page_size, page_token};
-use crate::api::status::invalid;
+use crate::api::status::{internal, invalid};
 use crate::model::AppId;
 use crate::proto::{self, app_service_server::AppService};
 use crate::store::{App, AppChange};
 
-use super::Apps;
+use super::{Apps, DESCRIPTION_BYTES_MAX, MANAGE, READ, allowed, operator};
 
 const RETENTION_MIN: Duration = Duration::from_secs(60);
-const DESCRIPTION_BYTES_MAX: usize = 4096;
 
 impl Apps {
     async fn shown(&self, app: App) -> Result<proto::App, Status> {
@@ -27,7 +27,7 @@ impl Apps {
 #[tonic::async_trait]
 impl AppService for Apps {
     async fn get_app(&self, request: Request<proto::GetAppRequest>) -> Result<Response<proto::GetAppResponse>, Status> {
-        let app: AppId = request.into_inner().app_id.parse()?;
+        let app = allowed(&request, &request.get_ref().app_id, READ)?;
         let app = self.shown(self.0.app(&app).await?).await?;
         Ok(Response::new(proto::GetAppResponse { app: Some(app) }))
     }
@@ -36,6 +36,7 @@ impl AppService for Apps {
         &self,
         request: Request<proto::ListAppsRequest>,
     ) -> Result<Response<proto::ListAppsResponse>, Status> {
+        operator(&request)?;
         let request = request.into_inner();
         let size = page_size(request.page_size)?;
         let after: Option<AppId> = page_token(&request.page_token)?;
@@ -52,8 +53,8 @@ impl AppService for Apps {
         &self,
         request: Request<proto::UpdateAppRequest>,
     ) -> Result<Response<proto::UpdateAppResponse>, Status> {
+        let app = allowed(&request, &request.get_ref().app_id, MANAGE)?;
         let request = request.into_inner();
-        let app: AppId = request.app_id.parse()?;
         if request.description.as_ref().is_some_and(|text| text.len() > DESCRIPTION_BYTES_MAX) {
             return Err(invalid("TOO_LARGE", format!("description has more than {DESCRIPTION_BYTES_MAX} bytes")));
         }
@@ -78,17 +79,46 @@ impl AppService for Apps {
         &self,
         request: Request<proto::DeleteAppRequest>,
     ) -> Result<Response<proto::DeleteAppResponse>, Status> {
+        let app = allowed(&request, &request.get_ref().app_id, MANAGE)?;
         self.0.accept()?;
-        let app: AppId = request.into_inner().app_id.parse()?;
-        self.0.publisher.delete_app(&app).await?;
-        self.0.delivery.forget(&app);
+        let services = Arc::clone(&self.0);
+        // A task of its own: a caller who hangs up must not leave the app's credentials known.
+        let deleted = tokio::spawn(async move {
+            let deleted = services.publisher.delete_app(&app).await;
+            services.auth.forget_app(&app);
+            services.delivery.forget(&app);
+            deleted
+        });
+        deleted.await.map_err(|err| internal(&err))??;
         Ok(Response::new(proto::DeleteAppResponse {}))
     }
 
     async fn get_isolation(
         &self,
-        _request: Request<proto::GetIsolationRequest>,
+        request: Request<proto::GetIsolationRequest>,
     ) -> Result<Response<proto::GetIsolationResponse>, Status> {
+        operator(&request)?;
         Ok(Response::new(convert::isolation(&self.0.isolation)))
+    }
+
+    async fn create_credential(
+        &self,
+        request: Request<proto::CreateCredentialRequest>,
+    ) -> Result<Response<proto::CreateCredentialResponse>, Status> {
+        self.0.create_credential(request).await.map(Response::new)
+    }
+
+    async fn list_credentials(
+        &self,
+        request: Request<proto::ListCredentialsRequest>,
+    ) -> Result<Response<proto::ListCredentialsResponse>, Status> {
+        self.0.list_credentials(request).await.map(Response::new)
+    }
+
+    async fn revoke_credential(
+        &self,
+        request: Request<proto::RevokeCredentialRequest>,
+    ) -> Result<Response<proto::RevokeCredentialResponse>, Status> {
+        self.0.revoke_credential(request).await.map(Response::new)
     }
 }

@@ -11,7 +11,7 @@ use crate::model::{AppId, EventId};
 use crate::proto::{self, event_service_server::EventService};
 use crate::store::{self, Letters, Moved, Store};
 
-use super::{Events, PAGE_BYTES_MAX, Services};
+use super::{Events, MANAGE, PAGE_BYTES_MAX, Services, allowed};
 
 /// Dead letters of one transaction, so that writers in between wait little.
 const BATCH: u32 = 500;
@@ -29,8 +29,9 @@ impl EventService for Events {
         &self,
         request: Request<proto::GetEventRequest>,
     ) -> Result<Response<proto::GetEventResponse>, Status> {
+        let app = allowed(&request, &request.get_ref().app_id, MANAGE)?;
         let request = request.into_inner();
-        let app = self.0.app(&request.app_id.parse()?).await?;
+        let app = self.0.app(&app).await?;
         let id: EventId = request.event_id.parse()?;
         let unknown = || {
             let message = format!("app {} has no event {id} (or it ended longer ago than the history is kept)", app.id);
@@ -44,8 +45,9 @@ impl EventService for Events {
         &self,
         request: Request<proto::ListDeadLettersRequest>,
     ) -> Result<Response<proto::ListDeadLettersResponse>, Status> {
+        let app = allowed(&request, &request.get_ref().app_id, MANAGE)?;
         let request = request.into_inner();
-        let app = self.0.app(&request.app_id.parse()?).await?;
+        let app = self.0.app(&app).await?;
         let size = page_size(request.page_size)?;
         let after: Option<i64> = page_token(&request.page_token)?;
         let (letters, next) = self.0.store.dead_letters(&app.id, after, size, PAGE_BYTES_MAX).await?;
@@ -58,7 +60,8 @@ impl EventService for Events {
         &self,
         request: Request<proto::RedriveDeadLettersRequest>,
     ) -> Result<Response<proto::RedriveDeadLettersResponse>, Status> {
-        let proto::RedriveDeadLettersRequest { app_id, event_ids, all } = request.into_inner();
+        let app = allowed(&request, &request.get_ref().app_id, MANAGE)?;
+        let proto::RedriveDeadLettersRequest { event_ids, all, .. } = request.into_inner();
         let invoker = self.0.invoker.clone();
         let redrive = move |store: Store, app: AppId, letters: Letters| {
             let invoker = invoker.clone();
@@ -68,7 +71,7 @@ impl EventService for Events {
                 Ok(moved)
             }
         };
-        let Total { event_ids, count } = self.0.dead_letters(&app_id, &event_ids, all, redrive).await?;
+        let Total { event_ids, count } = self.0.dead_letters(&app, &event_ids, all, redrive).await?;
         Ok(Response::new(proto::RedriveDeadLettersResponse { event_ids, count }))
     }
 
@@ -76,11 +79,12 @@ impl EventService for Events {
         &self,
         request: Request<proto::PurgeDeadLettersRequest>,
     ) -> Result<Response<proto::PurgeDeadLettersResponse>, Status> {
-        let proto::PurgeDeadLettersRequest { app_id, event_ids, all } = request.into_inner();
+        let app = allowed(&request, &request.get_ref().app_id, MANAGE)?;
+        let proto::PurgeDeadLettersRequest { event_ids, all, .. } = request.into_inner();
         let purge = |store: Store, app: AppId, letters: Letters| async move {
             store.purge_dead_letters(&app, &letters, BATCH).await
         };
-        let Total { event_ids, count } = self.0.dead_letters(&app_id, &event_ids, all, purge).await?;
+        let Total { event_ids, count } = self.0.dead_letters(&app, &event_ids, all, purge).await?;
         Ok(Response::new(proto::PurgeDeadLettersResponse { event_ids, count }))
     }
 }
@@ -89,7 +93,7 @@ impl Services {
     /// Does something with the dead letters that a request selects, batch by batch.
     async fn dead_letters<F>(
         &self,
-        app_id: &str,
+        app: &AppId,
         event_ids: &[String],
         all: bool,
         step: impl Fn(Store, AppId, Letters) -> F,
@@ -102,7 +106,7 @@ impl Services {
             return Err(invalid("INVALID_SELECTION", "name event_ids, or set all, and not both"));
         }
         self.accept()?;
-        let app = self.app(&app_id.parse()?).await?.id;
+        let app = self.app(app).await?.id;
         let ids: Vec<EventId> = event_ids.iter().map(|id| id.parse()).collect::<Result<_, _>>()?;
         let mut total = Total { event_ids: Vec::new(), count: 0 };
         let mut named = ids.chunks(BATCH as usize);

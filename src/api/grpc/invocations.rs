@@ -15,11 +15,11 @@ use crate::api::convert::{self, non_empty, page_size, page_token, version_number
 use crate::api::status::{invalid, with_reason};
 use crate::drain::Drain;
 use crate::invoke::Call;
-use crate::model::{AppId, InvocationId, LogLevel, LogLine, LogSource, TriggerType, VersionNumber};
+use crate::model::{AppId, InvocationId, LogLevel, LogLine, LogSource, Scope, TriggerType, VersionNumber};
 use crate::proto::{self, invocation_service_server::InvocationService};
 use crate::store::{InvocationFilter, LogFilter};
 
-use super::{Invocations, PAGE_BYTES_MAX, Streamed};
+use super::{Invocations, PAGE_BYTES_MAX, PUBLISH, READ, Streamed, allowed, caller};
 
 const TAIL_LINES: u32 = 100;
 const TAIL_LINES_MAX: u32 = 1000;
@@ -39,11 +39,12 @@ impl Invocations {
 #[tonic::async_trait]
 impl InvocationService for Invocations {
     async fn invoke(&self, request: Request<proto::InvokeRequest>) -> Result<Response<proto::InvokeResponse>, Status> {
+        let app = allowed(&request, &request.get_ref().app_id, &[Scope::Invoke])?;
         let (deadline, hops) = (caller_deadline(request.metadata()), caller_hops(request.metadata())?);
         self.0.accept()?;
         let request = request.into_inner();
         let answer = self.0.invoker.call(Call {
-            app: request.app_id.parse()?,
+            app,
             trigger_type: request.trigger_type,
             event: request.event_json,
             idempotency_key: non_empty(request.idempotency_key),
@@ -60,8 +61,9 @@ impl InvocationService for Invocations {
         &self,
         request: Request<proto::ListInvocationsRequest>,
     ) -> Result<Response<proto::ListInvocationsResponse>, Status> {
+        let app = allowed(&request, &request.get_ref().app_id, READ)?;
         let request = request.into_inner();
-        let app = self.0.app(&request.app_id.parse()?).await?;
+        let app = self.0.app(&app).await?;
         let size = page_size(request.page_size)?;
         let before: Option<InvocationId> = page_token(&request.page_token)?;
         let filter = InvocationFilter {
@@ -82,8 +84,9 @@ impl InvocationService for Invocations {
         &self,
         request: Request<proto::GetInvocationRequest>,
     ) -> Result<Response<proto::GetInvocationResponse>, Status> {
+        let app = allowed(&request, &request.get_ref().app_id, READ)?;
         let request = request.into_inner();
-        let app = self.0.app(&request.app_id.parse()?).await?;
+        let app = self.0.app(&app).await?;
         let id: InvocationId = request.invocation_id.parse()?;
         self.0.history.flush().await;
         let unknown = || {
@@ -101,8 +104,10 @@ impl InvocationService for Invocations {
         &self,
         request: Request<proto::TailLogsRequest>,
     ) -> Result<Response<Self::TailLogsStream>, Status> {
+        let app = allowed(&request, &request.get_ref().app_id, READ)?;
+        let revoked = self.0.auth.revoked(caller(&request)?);
         let request = request.into_inner();
-        let app = self.0.app(&request.app_id.parse()?).await?;
+        let app = self.0.app(&app).await?;
         let last = match request.tail_lines {
             0 => TAIL_LINES,
             1..=TAIL_LINES_MAX => request.tail_lines,
@@ -128,14 +133,16 @@ impl InvocationService for Invocations {
         let Some(following) = following else { return Ok(Response::new(Box::pin(stored))) };
         let live = following.lines;
         let follower = Follower { live, app: app.id, filter, drain: self.0.drain.clone(), missed: VecDeque::new() };
-        Ok(Response::new(Box::pin(stored.chain(follower.stream().map(shown)))))
+        let lines = stored.chain(follower.stream().map(shown));
+        Ok(Response::new(Box::pin(futures_util::StreamExt::take_until(lines, revoked))))
     }
 
     async fn test_function(
         &self,
         request: Request<proto::TestFunctionRequest>,
     ) -> Result<Response<proto::TestFunctionResponse>, Status> {
-        self.0.test_function(request.into_inner()).await.map(Response::new)
+        let app = allowed(&request, &request.get_ref().app_id, PUBLISH)?;
+        self.0.test_function(app, request.into_inner()).await.map(Response::new)
     }
 
     type ReplayInvocationsStream = Streamed<proto::ReplayInvocationsResponse>;
@@ -144,9 +151,10 @@ impl InvocationService for Invocations {
         &self,
         request: Request<proto::ReplayInvocationsRequest>,
     ) -> Result<Response<Self::ReplayInvocationsStream>, Status> {
+        let app = allowed(&request, &request.get_ref().app_id, PUBLISH)?;
         let request = request.into_inner();
         let trigger_type = self.trigger_filter(&request.trigger_type)?;
-        self.0.replay_invocations(request, trigger_type).await.map(Response::new)
+        self.0.replay_invocations(&app, request, trigger_type).await.map(Response::new)
     }
 }
 

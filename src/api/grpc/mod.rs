@@ -1,6 +1,7 @@
 //! The tonic services, one file each.
 
 mod apps;
+mod credentials;
 mod events;
 mod invocations;
 mod trials;
@@ -10,12 +11,13 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use tokio_stream::Stream;
-use tonic::Status;
+use tonic::{Request, Status};
 
-use crate::model::AppId;
+use crate::model::{AppId, Scope};
 use crate::store::App;
 
 use super::Services;
+use super::auth::{Caller, Refused};
 use super::status::{draining, with_reason};
 
 pub(super) struct Invocations(pub Arc<Services>);
@@ -26,7 +28,33 @@ pub(super) struct Apps(pub Arc<Services>);
 /// Of JSON on one page. gRPC clients take messages of 4 MiB unless told otherwise; the rest is for the other fields of up to 1000 rows.
 const PAGE_BYTES_MAX: u64 = 3 << 20;
 
+/// Of an app's and a credential's.
+const DESCRIPTION_BYTES_MAX: usize = 4096;
+
 type Streamed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// Versions, and drafts that are tested.
+const PUBLISH: &[Scope] = &[Scope::Publish];
+const MANAGE: &[Scope] = &[Scope::Manage];
+/// What those who publish and those who manage want to see.
+const READ: &[Scope] = &[Scope::Publish, Scope::Manage];
+
+/// The app that a request names, if its caller has one of these scopes for it. Every call begins with this, or [`operator`].
+fn allowed<T>(request: &Request<T>, app_id: &str, scopes: &[Scope]) -> Result<AppId, Status> {
+    let app = app_id.parse()?;
+    caller(request)?.may(&app, scopes)?;
+    Ok(app)
+}
+
+/// For what is nobody's own.
+fn operator<T>(request: &Request<T>) -> Result<(), Status> {
+    Ok(caller(request)?.may_everything()?)
+}
+
+/// Nobody calls where the auth layer did not look.
+fn caller<T>(request: &Request<T>) -> Result<&Caller, Status> {
+    Ok(request.extensions().get().ok_or(Refused::NoToken)?)
+}
 
 impl Services {
     /// New work is refused once the service drains.

@@ -31,10 +31,10 @@ pub(super) fn replay_last(asked: u32) -> Result<usize, Status> {
 impl Services {
     pub(super) async fn test_function(
         &self,
+        app: AppId,
         request: proto::TestFunctionRequest,
     ) -> Result<proto::TestFunctionResponse, Status> {
         self.accept()?;
-        let app: AppId = request.app_id.parse()?;
         let (trigger, event) = self.invoker.check(&request.trigger_type, &request.event_json)?;
         let draft = Draft {
             app,
@@ -53,11 +53,12 @@ impl Services {
 
     pub(super) async fn replay_invocations(
         &self,
+        app: &AppId,
         request: proto::ReplayInvocationsRequest,
         trigger_type: Option<TriggerType>,
     ) -> Result<Streamed<proto::ReplayInvocationsResponse>, Status> {
         self.accept()?;
-        let app = self.app(&request.app_id.parse()?).await?;
+        let app = self.app(app).await?;
         let last = match replay_last(request.last)? {
             0 => REPLAY_LAST as usize,
             last => last,

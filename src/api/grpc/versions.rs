@@ -7,14 +7,14 @@ use tonic::{Request, Response, Status};
 
 use crate::api::convert::{self, non_empty, page, page_size, page_token, version_number};
 use crate::api::status::{invalid, with_reason};
-use crate::model::{AppId, VersionNumber};
+use crate::model::VersionNumber;
 use crate::proto::publish_version_response::Event;
 use crate::proto::{self, version_service_server::VersionService};
 use crate::publish::{self, Content, Verification};
 use crate::store::PublishKey;
 
 use super::trials::replay_last;
-use super::{Streamed, Versions};
+use super::{PUBLISH, READ, Streamed, Versions, allowed};
 
 const KEY_BYTES_MAX: usize = 256;
 
@@ -26,9 +26,9 @@ impl VersionService for Versions {
         &self,
         request: Request<proto::PublishVersionRequest>,
     ) -> Result<Response<Self::PublishVersionStream>, Status> {
+        let app = allowed(&request, &request.get_ref().app_id, PUBLISH)?;
         self.0.accept()?;
         let request = request.into_inner();
-        let app: AppId = request.app_id.parse()?;
         if request.idempotency_key.len() > KEY_BYTES_MAX {
             return Err(invalid("KEY_TOO_LONG", format!("idempotency_key has more than {KEY_BYTES_MAX} bytes")));
         }
@@ -71,8 +71,9 @@ impl VersionService for Versions {
         &self,
         request: Request<proto::ListVersionsRequest>,
     ) -> Result<Response<proto::ListVersionsResponse>, Status> {
+        let app = allowed(&request, &request.get_ref().app_id, READ)?;
         let request = request.into_inner();
-        let app = self.0.app(&request.app_id.parse()?).await?;
+        let app = self.0.app(&app).await?;
         let size = page_size(request.page_size)?;
         let before = page_token(&request.page_token)?.map(VersionNumber);
         let rows = self.0.store.list_versions(&app.id, before, size + 1).await?;
@@ -85,8 +86,9 @@ impl VersionService for Versions {
         &self,
         request: Request<proto::GetVersionRequest>,
     ) -> Result<Response<proto::GetVersionResponse>, Status> {
+        let app = allowed(&request, &request.get_ref().app_id, READ)?;
         let request = request.into_inner();
-        let app = self.0.app(&request.app_id.parse()?).await?;
+        let app = self.0.app(&app).await?;
         let number = version_number(request.version)?;
         let unknown = || {
             let message = format!("app {} has no version {number}", app.id);
@@ -100,9 +102,9 @@ impl VersionService for Versions {
         &self,
         request: Request<proto::ActivateVersionRequest>,
     ) -> Result<Response<proto::ActivateVersionResponse>, Status> {
+        let app = allowed(&request, &request.get_ref().app_id, PUBLISH)?;
         self.0.accept()?;
         let request = request.into_inner();
-        let app: AppId = request.app_id.parse()?;
         let number = version_number(request.version)?;
         let version = self.0.publisher.activate(&app, number).await?;
         let active = self.0.store.app(&app).await?.and_then(|app| app.active);
@@ -114,9 +116,10 @@ impl VersionService for Versions {
         &self,
         request: Request<proto::DeleteVersionRequest>,
     ) -> Result<Response<proto::DeleteVersionResponse>, Status> {
+        let app = allowed(&request, &request.get_ref().app_id, PUBLISH)?;
         self.0.accept()?;
         let request = request.into_inner();
-        let app = self.0.app(&request.app_id.parse()?).await?;
+        let app = self.0.app(&app).await?;
         self.0.publisher.delete_version(&app.id, version_number(request.version)?).await?;
         Ok(Response::new(proto::DeleteVersionResponse {}))
     }
@@ -125,8 +128,9 @@ impl VersionService for Versions {
         &self,
         request: Request<proto::GetVersionSpecRequest>,
     ) -> Result<Response<proto::GetVersionSpecResponse>, Status> {
+        let app = allowed(&request, &request.get_ref().app_id, READ)?;
         let request = request.into_inner();
-        let app = self.0.app(&request.app_id.parse()?).await?;
+        let app = self.0.app(&app).await?;
         let spec = self.0.publisher.spec(&app.id, version_number(request.version)?).await?;
         Ok(Response::new(proto::GetVersionSpecResponse { spec: Some(convert::project_spec_to(spec)) }))
     }

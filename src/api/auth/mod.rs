@@ -1,0 +1,245 @@
+//! One auth layer for gRPC and HTTP: who calls, and what may they do?
+//!
+//! [`Auth::caller`] reads `authorization: Bearer …`, which holds the operator's token, a credential's secret, or an access token that
+//! [`oauth`] gave out for one. [`identify`] puts the [`Caller`] it found among a request's extensions; every handler then asks it
+//! ([`Caller::may`]) before it does anything. What callers learn of a refusal never depends on whether an app exists.
+
+mod known;
+mod oauth;
+mod tokens;
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::http::HeaderMap;
+use axum::http::header::AUTHORIZATION;
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::Response;
+use tonic::Status;
+
+use crate::model::{AppId, ClientId, Credential, Scope, Scopes};
+use crate::store::{self, Secret256, Store};
+
+use known::Known;
+use tokens::{AccessKey, Claims, TokenError};
+
+pub(super) use oauth::router as oauth;
+
+/// Who calls.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Caller {
+    /// May do everything with every app.
+    Operator,
+    /// Acts for one app.
+    Client { app: AppId, client_id: ClientId, scopes: Scopes },
+}
+
+/// Why nobody is known to call.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Refused {
+    #[error(
+        "send a token as `authorization: Bearer …`: the operator's, a client's secret, or one from POST /oauth/token"
+    )]
+    NoToken,
+    #[error("the token is not valid, or its credential was revoked")]
+    Invalid,
+    #[error("the access token has expired: get another from POST /oauth/token")]
+    Expired,
+    #[error(transparent)]
+    Store(#[from] store::Error),
+}
+
+/// The caller is known, and may not do this.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Denied {
+    #[error("this takes the scope {}, and the token has {has}", either(.needs))]
+    Scope { needs: Vec<Scope>, has: Scopes },
+    #[error("the token is for app {own}, not for app {other}")]
+    OtherApp { own: AppId, other: AppId },
+    #[error("a client can give only the scopes that it has: {has}")]
+    Escalation { has: Scopes },
+}
+
+/// Knows tokens; clones share it.
+#[derive(Clone)]
+pub struct Auth {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    /// Kept as a hash, whose comparison takes the same time wherever two differ. `None`: who sends no token is the operator, which the
+    /// configuration allows on loopback alone.
+    operator: Option<blake3::Hash>,
+    key: AccessKey,
+    known: Known,
+}
+
+impl Auth {
+    /// # Errors
+    /// The store cannot be used, or the system has no random numbers.
+    pub async fn open(store: Store, operator_token: Option<&str>) -> anyhow::Result<Self> {
+        let key = store.service_key("access-tokens", tokens::random()?).await?;
+        let operator = operator_token.map(|token| blake3::hash(token.as_bytes()));
+        Ok(Self { shared: Arc::new(Shared { operator, key: AccessKey::new(&key), known: Known::new(store) }) })
+    }
+
+    /// Who sent these headers.
+    ///
+    /// # Errors
+    /// Nobody who is known.
+    pub(super) async fn caller(&self, headers: &HeaderMap) -> Result<Caller, Refused> {
+        let mut values = headers.get_all(AUTHORIZATION).iter();
+        match (values.next(), values.next()) {
+            (None, _) if self.shared.operator.is_none() => Ok(Caller::Operator),
+            (None, _) => Err(Refused::NoToken),
+            (Some(value), None) => {
+                let value = value.to_str().map_err(|_| Refused::NoToken)?;
+                self.bearer(after_scheme(value, "Bearer").ok_or(Refused::NoToken)?, SystemTime::now()).await
+            }
+            (Some(_), Some(_)) => Err(Refused::Invalid),
+        }
+    }
+
+    async fn bearer(&self, token: &str, now: SystemTime) -> Result<Caller, Refused> {
+        if self.shared.operator.is_some_and(|operator| blake3::hash(token.as_bytes()) == operator) {
+            return Ok(Caller::Operator);
+        }
+        if let Some(sha256) = tokens::secret_hash(token) {
+            let entry = self.shared.known.by_secret(&sha256).await?;
+            let entry = entry.filter(|entry| tokens::same(&entry.secret_sha256, &sha256)).ok_or(Refused::Invalid)?;
+            return caller_of(&entry.credential, entry.credential.scopes);
+        }
+        let Claims { client_id, scopes } = self.shared.key.read(token, now)?;
+        let entry = self.shared.known.by_id(client_id).await?.ok_or(Refused::Invalid)?;
+        caller_of(&entry.credential, scopes)
+    }
+
+    /// The credential with this id, if this is its secret.
+    async fn client(&self, client_id: &str, secret: &str) -> Result<Option<Credential>, store::Error> {
+        let (Ok(id), Some(sha256)) = (client_id.parse(), tokens::secret_hash(secret)) else { return Ok(None) };
+        let entry = self.shared.known.by_id(id).await?;
+        Ok(entry.filter(|entry| tokens::same(&entry.secret_sha256, &sha256)).map(|entry| entry.credential.clone()))
+    }
+
+    /// A credential's secret, and what to keep of it.
+    ///
+    /// # Errors
+    /// The system has no random numbers.
+    pub(super) fn new_secret() -> Result<(String, Secret256), tokens::NoRandom> {
+        tokens::new_secret()
+    }
+
+    /// To be called once a credential's row is gone, and by something that nobody can cancel in between.
+    pub(super) fn forget(&self, client_id: ClientId) {
+        self.shared.known.forget(|entry| entry.credential.client_id == client_id);
+    }
+
+    /// As [`Auth::forget`], for all credentials of an app.
+    pub(super) fn forget_app(&self, app: &AppId) {
+        self.shared.known.forget(|entry| entry.credential.app.as_ref() == Some(app));
+    }
+
+    /// Resolves when the caller's credential is revoked: for streams, which outlive the check at their beginning.
+    pub(super) fn revoked(&self, caller: &Caller) -> impl Future<Output = ()> + Send + use<> {
+        let (shared, client_id) = (Arc::clone(&self.shared), caller.client_id());
+        async move {
+            match client_id {
+                Some(id) => shared.known.gone(id).await,
+                None => std::future::pending().await,
+            }
+        }
+    }
+}
+
+impl Caller {
+    /// Whether it has one of these scopes, and for this app.
+    ///
+    /// # Errors
+    /// It has not.
+    pub fn may(&self, app: &AppId, needs: &[Scope]) -> Result<(), Denied> {
+        match self {
+            Self::Operator => Ok(()),
+            Self::Client { app: own, .. } if own != app => {
+                Err(Denied::OtherApp { own: own.clone(), other: app.clone() })
+            }
+            Self::Client { scopes, .. } if needs.iter().any(|scope| scopes.contains(*scope)) => Ok(()),
+            Self::Client { scopes, .. } => Err(Denied::Scope { needs: needs.to_vec(), has: *scopes }),
+        }
+    }
+
+    /// # Errors
+    /// It is no operator.
+    pub fn may_everything(&self) -> Result<(), Denied> {
+        match self {
+            Self::Operator => Ok(()),
+            Self::Client { scopes, .. } => Err(Denied::Scope { needs: vec![Scope::Operator], has: *scopes }),
+        }
+    }
+
+    /// Whether it may give these scopes to another.
+    ///
+    /// # Errors
+    /// It has less itself.
+    pub fn may_give(&self, given: Scopes) -> Result<(), Denied> {
+        match self {
+            Self::Operator => Ok(()),
+            Self::Client { scopes, .. } if scopes.contains_all(given) => Ok(()),
+            Self::Client { scopes, .. } => Err(Denied::Escalation { has: *scopes }),
+        }
+    }
+
+    fn client_id(&self) -> Option<ClientId> {
+        match self {
+            Self::Operator => None,
+            Self::Client { client_id, .. } => Some(*client_id),
+        }
+    }
+}
+
+impl From<TokenError> for Refused {
+    fn from(err: TokenError) -> Self {
+        match err {
+            TokenError::Invalid => Self::Invalid,
+            TokenError::Expired => Self::Expired,
+        }
+    }
+}
+
+/// With the scopes of a token, which may be fewer than the credential's.
+fn caller_of(credential: &Credential, scopes: Scopes) -> Result<Caller, Refused> {
+    match &credential.app {
+        Some(app) => Ok(Caller::Client { app: app.clone(), client_id: credential.client_id, scopes }),
+        None if scopes.contains(Scope::Operator) => Ok(Caller::Operator),
+        None => Err(Refused::Invalid),
+    }
+}
+
+/// What follows the scheme, whose case does not matter.
+fn after_scheme<'a>(header: &'a str, scheme: &str) -> Option<&'a str> {
+    let (name, rest) = header.split_once(' ')?;
+    name.eq_ignore_ascii_case(scheme).then_some(rest.trim())
+}
+
+fn either(scopes: &[Scope]) -> String {
+    scopes.iter().map(|scope| scope.as_str()).collect::<Vec<_>>().join(" or ")
+}
+
+/// Refuses who is not known, and tells the routes who calls.
+pub(super) fn guard(router: Router, auth: Auth) -> Router {
+    router.layer(from_fn_with_state(auth, identify))
+}
+
+async fn identify(State(auth): State<Auth>, mut request: Request, next: Next) -> Response {
+    match auth.caller(request.headers()).await {
+        Ok(caller) => {
+            request.extensions_mut().insert(caller);
+            next.run(request).await
+        }
+        Err(refused) => Status::from(refused).into_http(),
+    }
+}
+
+#[cfg(test)]
+mod tests;
