@@ -24,7 +24,7 @@ use crate::drain::Drain;
 use crate::history::History;
 use crate::host::{self, Host};
 use crate::invoke::{self, Invoker};
-use crate::model::{Catalogue, Mode, Report};
+use crate::model::{Catalogue, LayerName, Mode, Report};
 use crate::pool::{self, MemoryBudget};
 use crate::publish::{self, InstallLimits, Installer, Npm, Proxy, Publisher, Registries, SourceLimits};
 use crate::sandbox::Sandbox;
@@ -413,5 +413,7 @@ fn publish_settings(config: &Config, isolation: &Report) -> publish::Settings {
         source_limits: SourceLimits::default(),
         memory_bytes_max: config.memory_budget(),
         single_tenant: !isolation.separates_tenants(),
+        wait_max: config.wait_max,
+        confines_egress: isolation.is_active(LayerName::Network),
     }
 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Bottom first: a module may import those that stand before it.
-const LAYERS: [&[&str]; 13] = [
+const LAYERS: [&[&str]; 14] = [
     &["model"],
     &["sandbox", "declarations"],
     &["config"],
@@ -13,6 +13,7 @@ const LAYERS: [&[&str]; 13] = [
     &["pool", "store", "artifacts"],
     &["history"],
     &["serving"],
+    &["trial"],
     &["invoke", "publish"],
     &["dispatch"],
     &["api"],
