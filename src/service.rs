@@ -408,6 +408,7 @@ fn publish_settings(config: &Config, isolation: &Report) -> publish::Settings {
     publish::Settings {
         waiting_max: config.builds_waiting_max,
         builds_max: config.builds_max,
+        typecheck_timeout: config.typecheck_timeout,
         verify_timeout: config.ready_timeout + config.init_timeout + config.wait_max,
         source_limits: SourceLimits::default(),
         memory_bytes_max: config.memory_budget(),

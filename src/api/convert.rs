@@ -17,7 +17,7 @@ use crate::model::{
 };
 use crate::pool::Figures;
 use crate::proto;
-use crate::publish::Step;
+use crate::publish::{Step, TypeCheck, TypeDiagnostic};
 use crate::store::{App, AttemptRecord, EventRecord, QueueFigures};
 
 use super::status::invalid;
@@ -167,9 +167,29 @@ fn failure_action_to(action: FailureAction) -> i32 {
     }
 }
 
+/// # Errors
+/// A number that is none of the enum's.
+pub(super) fn type_check(number: i32) -> Result<TypeCheck, Status> {
+    match proto::TypeCheck::try_from(number) {
+        Ok(proto::TypeCheck::Unspecified | proto::TypeCheck::Off) => Ok(TypeCheck::Off),
+        Ok(proto::TypeCheck::Warn) => Ok(TypeCheck::Warn),
+        Ok(proto::TypeCheck::Error) => Ok(TypeCheck::Error),
+        Err(_) => Err(invalid("INVALID_TYPE_CHECK", format!("typecheck {number} is unknown: use OFF, WARN or ERROR"))),
+    }
+}
+
 pub(super) fn progress(step: Step) -> proto::PublishVersionResponse {
-    let progress =
-        proto::Progress { phase: step.phase.to_owned(), message: step.message, at: Some(timestamp(step.at)) };
+    let diagnostics = step.diagnostics.into_iter().map(|one| {
+        let TypeDiagnostic { code, file, line, column, message, frame } = one;
+        proto::Diagnostic { file, line, column, code, message, frame }
+    });
+    let diagnostics = diagnostics.collect();
+    let progress = proto::Progress {
+        phase: step.phase.to_owned(),
+        message: step.message,
+        at: Some(timestamp(step.at)),
+        diagnostics,
+    };
     proto::PublishVersionResponse { event: Some(proto::publish_version_response::Event::Progress(progress)) }
 }
 

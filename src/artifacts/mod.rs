@@ -6,6 +6,7 @@
 //!                                 layer → ../../../layers/<app>/<key>
 //!                                 tree/…, tree/node_modules → ../layer/node_modules
 //! <data>/layers/<app>/<key>/{layer.json, package.json, package-lock.json, node_modules/}
+//! <data>/tools/<name>/                        what the service installs for itself
 //! <data>/tmp/                                  everything that is not finished; emptied at start
 //! ```
 //! Links are relative, so that the data directory can be moved, and a sandbox can mount a tree and its layer side by side.
@@ -91,6 +92,19 @@ impl Artifacts {
     pub fn stage(&self, prefix: &str) -> Result<TempDir, Error> {
         let tmp = self.tmp();
         tempfile::Builder::new().prefix(prefix).tempdir_in(&tmp).map_err(Error::at("make a directory in", &tmp))
+    }
+
+    /// Where a program that the service uses itself stands, once it does.
+    pub fn tool(&self, name: &str) -> PathBuf {
+        self.root.join("tools").join(name)
+    }
+
+    /// Gives a tool its place. Blocking.
+    ///
+    /// # Errors
+    /// The data directory cannot be written; nothing is left of it then.
+    pub fn keep_tool(&self, staged: TempDir, name: &str) -> Result<(), Error> {
+        self.keep(staged, &self.tool(name))
     }
 
     fn artifact(&self, app: &AppId, digest: &str) -> PathBuf {

@@ -28,6 +28,7 @@ mod sources;
 mod tests;
 mod transpile;
 mod turns;
+mod typecheck;
 mod types;
 
 pub use changes::{Changes, Edit};
@@ -45,3 +46,4 @@ pub use publisher::{
 pub use registry::{Limits as RegistryLimits, Proxy, Registries};
 pub use sources::SourceLimits;
 pub use transpile::{Built, ModuleKind, Unit, transpile};
+pub use typecheck::{Error as TypeCheckError, TypeCheck, TypeDiagnostic};

@@ -29,6 +29,7 @@ use super::changes::Changes;
 use super::layer::Installer;
 use super::progress::{Progress, Step};
 use super::turns::{App, Build, Ticket, Turns};
+use super::typecheck::{Checker, TypeCheck};
 use super::{ProjectSpec, SourceLimits};
 use draft::draft;
 
@@ -49,6 +50,8 @@ pub struct Settings {
     pub builds_max: usize,
     /// For the candidate's first worker.
     pub verify_timeout: Duration,
+    /// For one run of the TypeScript compiler.
+    pub typecheck_timeout: Duration,
     pub source_limits: SourceLimits,
     /// The budget of all workers together: more than it could never be started.
     pub memory_bytes_max: u64,
@@ -69,6 +72,7 @@ pub struct Request {
     /// Refuse unless this is the newest READY version (0: none).
     pub base: Option<VersionNumber>,
     pub key: Option<PublishKey>,
+    pub typecheck: TypeCheck,
     pub verification: Option<Verification>,
 }
 
@@ -96,6 +100,7 @@ struct Shared {
     builds: Semaphore,
     /// A hostile source can cost the transpiler seconds and hundreds of MiB (see `prescan.rs`).
     transpiles: Semaphore,
+    checker: Checker,
     waiting: AtomicUsize,
     running: TaskTracker,
     stop: CancellationToken,
@@ -108,6 +113,7 @@ struct Plan<'a> {
     /// `None`: it is not to serve.
     ticket: Option<Ticket>,
     base: Option<VersionNumber>,
+    typecheck: TypeCheck,
     verification: Option<Verification>,
 }
 
@@ -117,6 +123,7 @@ struct Wishes {
     activate: bool,
     base: Option<VersionNumber>,
     key: Option<PublishKey>,
+    typecheck: TypeCheck,
     verification: Option<Verification>,
 }
 
@@ -130,6 +137,7 @@ impl Publisher {
         settings: Settings,
     ) -> Self {
         let builds = Semaphore::new(settings.builds_max);
+        let checker = Checker::new(settings.typecheck_timeout);
         let shared = Shared {
             store,
             artifacts,
@@ -140,6 +148,7 @@ impl Publisher {
             turns: Turns::default(),
             builds,
             transpiles: Semaphore::new(TRANSPILES_MAX),
+            checker,
             waiting: AtomicUsize::new(0),
             running: TaskTracker::new(),
             stop: CancellationToken::new(),
@@ -187,8 +196,8 @@ impl Publisher {
             return if request.activate { self.activate_again(&version, progress).await } else { Ok(version) };
         }
         self.check_only_app(&request.app).await?;
-        let Request { app, content, activate, base, key, verification } = request;
-        let wishes = Wishes { activate, base, key, verification };
+        let Request { app, content, activate, base, key, typecheck, verification } = request;
+        let wishes = Wishes { activate, base, key, typecheck, verification };
         match content {
             Content::Spec(spec) => self.publish_spec(&app, &state, spec, true, wishes, progress).await,
             Content::Changes(changes) => self.publish_changes(&app, &state, changes, wishes, progress).await,
@@ -282,7 +291,8 @@ impl Publisher {
             (state.begin_build(), wishes.activate.then(|| state.ticket()))
         };
         let number = version.number;
-        let plan = Plan { build: &build, ticket, base: wishes.base, verification: wishes.verification };
+        let Wishes { base, typecheck, verification, .. } = wishes;
+        let plan = Plan { build: &build, ticket, base, typecheck, verification };
         let building = self.build(&project, &built, version, plan, progress);
         let result = self.until_stopped(&build, number, building).await;
         if let Err(err) = &result {

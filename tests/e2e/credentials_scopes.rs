@@ -27,6 +27,7 @@ const OPENED_BY: &[(&str, &[&str])] = &[
     ("VersionService/ActivateVersion", &["publish"]),
     ("VersionService/DeleteVersion", &["publish"]),
     ("VersionService/GetVersionSpec", &["publish", "manage"]),
+    ("VersionService/GetDeclarations", &["publish", "manage"]),
     ("EventService/GetEvent", &["manage"]),
     ("EventService/ListDeadLetters", &["manage"]),
     ("EventService/RedriveDeadLetters", &["manage"]),

@@ -38,5 +38,6 @@ mod shutdown;
 mod smoke;
 mod tampering;
 mod trials;
+mod typecheck;
 mod verify;
 mod versions;

@@ -7,7 +7,8 @@ use tonic::{Request, Response, Status};
 
 use crate::api::convert::{self, non_empty, page, page_size, page_token, version_number};
 use crate::api::status::{invalid, with_reason};
-use crate::model::VersionNumber;
+use crate::declarations::{FILE_NAME, Sdk, declarations};
+use crate::model::{AppId, Version, VersionNumber};
 use crate::proto::publish_version_response::Event;
 use crate::proto::{self, version_service_server::VersionService};
 use crate::publish::{self, Content, Verification};
@@ -53,6 +54,7 @@ impl VersionService for Versions {
             activate,
             base: request.base_version.map(VersionNumber),
             key: non_empty(request.idempotency_key).map(|key| PublishKey { key, digest }),
+            typecheck: convert::type_check(request.typecheck)?,
             verification: request.verification.map(verification).transpose()?.flatten(),
         });
         let store = self.0.store.clone();
@@ -90,12 +92,24 @@ impl VersionService for Versions {
         let request = request.into_inner();
         let app = self.0.app(&app).await?;
         let number = version_number(request.version)?;
-        let unknown = || {
-            let message = format!("app {} has no version {number}", app.id);
-            with_reason(tonic::Code::NotFound, "VERSION_NOT_FOUND", message)
-        };
-        let version = self.0.store.version(&app.id, number).await?.ok_or_else(unknown)?;
+        let version = self.version_of(&app.id, number).await?;
         Ok(Response::new(proto::GetVersionResponse { version: Some(convert::version(version, app.active)) }))
+    }
+
+    async fn get_declarations(
+        &self,
+        request: Request<proto::GetDeclarationsRequest>,
+    ) -> Result<Response<proto::GetDeclarationsResponse>, Status> {
+        let app = allowed(&request, &request.get_ref().app_id, READ)?;
+        let request = request.into_inner();
+        let app = self.0.app(&app).await?;
+        let number = if request.version == 0 { app.active } else { Some(version_number(request.version)?) };
+        let environment = match number {
+            Some(number) => self.version_of(&app.id, number).await?.environment_names,
+            None => Vec::new(),
+        };
+        let content = declarations(&self.0.catalogue, Some(&Sdk::default()), &environment);
+        Ok(Response::new(proto::GetDeclarationsResponse { content, file_name: FILE_NAME.to_owned() }))
     }
 
     async fn activate_version(
@@ -133,6 +147,16 @@ impl VersionService for Versions {
         let app = self.0.app(&app).await?;
         let spec = self.0.publisher.spec(&app.id, version_number(request.version)?).await?;
         Ok(Response::new(proto::GetVersionSpecResponse { spec: Some(convert::project_spec_to(spec)) }))
+    }
+}
+
+impl Versions {
+    async fn version_of(&self, app: &AppId, number: VersionNumber) -> Result<Version, Status> {
+        let unknown = || {
+            let message = format!("app {app} has no version {number}");
+            with_reason(tonic::Code::NotFound, "VERSION_NOT_FOUND", message)
+        };
+        self.0.store.version(app, number).await?.ok_or_else(unknown)
     }
 }
 

@@ -1,4 +1,4 @@
-//! The steps of a build: compile → install → verify → store → activate.
+//! The steps of a build: compile → install → check types → verify → store → activate.
 
 use std::sync::Arc;
 
@@ -7,11 +7,13 @@ use tokio::time::Instant;
 use super::draft::manifest;
 use super::{Error, Plan, Publisher};
 use crate::artifacts::Manifest;
+use crate::declarations::{Sdk, declarations};
 use crate::model::{AppId, Version, VersionState};
 use crate::pool;
 use crate::publish::layer::{self, Installed};
 use crate::publish::progress::Progress;
 use crate::publish::turns::Build;
+use crate::publish::typecheck::{Subject, TypeCheck};
 use crate::publish::{Built, InvalidSpec, Project, ProjectSpec, transpile};
 use crate::serving::Served;
 use crate::worker::StartError;
@@ -58,6 +60,7 @@ impl Publisher {
     ) -> Result<Version, Error> {
         let shared = &self.shared;
         let manifest = self.assemble(project, built, &mut version, plan.build, progress).await?;
+        self.check_types(project, &version, plan.typecheck, progress).await?;
         progress.say("verify", "loading the version in a worker");
         let served = shared.serving.prepare(version.clone(), project.environment.clone(), &manifest);
         let proven = async {
@@ -107,6 +110,20 @@ impl Publisher {
         version.size_bytes = stored.size_bytes;
         version.state = VersionState::Ready;
         Ok(manifest)
+    }
+
+    async fn check_types(
+        &self,
+        project: &Project,
+        version: &Version,
+        wanted: TypeCheck,
+        progress: &Progress,
+    ) -> Result<(), Error> {
+        let shared = &self.shared;
+        let layer = (!version.layer.is_empty()).then(|| shared.artifacts.layer_directory(&version.app, &version.layer));
+        let declarations = declarations(&shared.catalogue, Some(&Sdk::default()), project.environment.keys());
+        let subject = Subject { project, declarations: &declarations, layer };
+        Ok(shared.checker.check(wanted, subject, &shared.installer, &shared.artifacts, progress).await?)
     }
 
     /// Makes a verified version READY and, if it is to serve, moves traffic to it.

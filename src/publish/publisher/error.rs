@@ -4,6 +4,7 @@ use crate::artifacts;
 use crate::model::{AppId, FunctionFailure, VersionNumber};
 use crate::publish::InvalidSpec;
 use crate::publish::npm::InstallError;
+use crate::publish::typecheck;
 use crate::serving;
 use crate::store::{self, BeginError};
 use crate::trial;
@@ -24,6 +25,8 @@ pub enum Error {
     SingleTenant { other: AppId },
     #[error(transparent)]
     Install(#[from] InstallError),
+    #[error(transparent)]
+    TypeCheck(#[from] typecheck::Error),
     /// The candidate does not load.
     #[error("verification failed: {0}")]
     Verify(FunctionFailure),
