@@ -6,6 +6,7 @@ mod ids;
 mod invocation;
 mod isolation;
 mod limits;
+mod sdk;
 mod trigger;
 mod version;
 
@@ -16,6 +17,7 @@ pub use invocation::{
 };
 pub use isolation::{Layer, LayerName, Mode, Report};
 pub use limits::{Limits, LimitsError};
+pub use sdk::Sdk;
 pub use trigger::{Catalogue, CatalogueError, Trigger, TriggerDeclaration, TriggerType};
 pub use version::{
     Batch, FailureAction, FailurePolicy, Function, FunctionModule, Module, RetryPolicy, Version, VersionState,
