@@ -29,6 +29,7 @@ mod publish;
 mod publish_request;
 mod queue;
 mod reserve;
+mod sdk;
 mod settings;
 mod shutdown;
 mod smoke;
