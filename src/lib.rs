@@ -24,6 +24,7 @@ pub mod api;
 pub mod artifacts;
 pub mod cli;
 pub mod config;
+pub mod declarations;
 pub mod dispatch;
 pub mod drain;
 pub mod history;

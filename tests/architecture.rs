@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 /// Bottom first: a module may import those that stand before it.
 const LAYERS: [&[&str]; 13] = [
     &["model"],
-    &["sandbox"],
+    &["sandbox", "declarations"],
     &["config"],
     &["host"],
     &["worker", "telemetry", "drain"],
