@@ -19,6 +19,7 @@ mod install_failures;
 mod invoke;
 mod isolation;
 mod kills;
+mod local_loop;
 mod lockfile;
 mod logs;
 mod memory;

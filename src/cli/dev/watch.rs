@@ -2,13 +2,12 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use nix::errno::Errno;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
-use tokio::io::unix::AsyncFd;
+use tokio::net::unix::pipe::Receiver;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 /// Editors write a file in several steps, and tools many files at once.
@@ -22,22 +21,26 @@ const DIRECTORIES_MAX: usize = 2000;
 pub struct Watch {
     directory: PathBuf,
     /// `None`: this machine has no watch left for us, and looking every now and then has to do.
-    inotify: Option<AsyncFd<Queue>>,
+    inotify: Option<Queue>,
 }
 
-struct Queue(Inotify);
+struct Queue {
+    inotify: Inotify,
+    /// Another descriptor of the same: what stands in the events is of no interest, so any bytes will do.
+    events: Receiver,
+}
 
-impl AsRawFd for Queue {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.as_fd().as_raw_fd()
+impl Queue {
+    fn new() -> io::Result<Self> {
+        let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
+        let events = Receiver::from_owned_fd_unchecked(inotify.as_fd().try_clone_to_owned()?)?;
+        Ok(Self { inotify, events })
     }
 }
 
 impl Watch {
     pub fn new(directory: &Path) -> Self {
-        let queue = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC).map(Queue);
-        let inotify = queue.map_err(io::Error::from).and_then(AsyncFd::new).ok();
-        let watch = Self { directory: directory.to_owned(), inotify };
+        let watch = Self { directory: directory.to_owned(), inotify: Queue::new().ok() };
         watch.cover();
         watch
     }
@@ -69,7 +72,7 @@ impl Watch {
         let mut pending = vec![self.directory.clone()];
         let mut left = DIRECTORIES_MAX;
         while let Some(directory) = pending.pop() {
-            if left == 0 || inotify.get_ref().0.add_watch(&directory, flags).is_err() {
+            if left == 0 || inotify.inotify.add_watch(&directory, flags).is_err() {
                 continue; // Gone since, or no watch left: the look every now and then finds what changes there.
             }
             left -= 1;
@@ -86,18 +89,16 @@ fn is_ignored(name: &std::ffi::OsStr) -> bool {
 }
 
 /// Waits for events and takes them all. An error means that there will be none: then only the intervals are left.
-async fn drained(inotify: &AsyncFd<Queue>) {
+async fn drained(queue: &Queue) {
+    let mut bytes = [0; 4096];
     loop {
-        let Ok(mut ready) = inotify.readable().await else { return std::future::pending().await };
-        let mut some = false;
-        loop {
-            match inotify.get_ref().0.read_events() {
-                Ok(events) => some |= !events.is_empty(),
-                Err(Errno::EINTR) => {}
-                Err(_) => break,
-            }
+        if queue.events.readable().await.is_err() {
+            return std::future::pending().await;
         }
-        ready.clear_ready();
+        let mut some = false;
+        while queue.events.try_read(&mut bytes).is_ok_and(|size| size > 0) {
+            some = true;
+        }
         if some {
             return;
         }
