@@ -7,15 +7,20 @@ const deadline = require('./deadline.js');
 const { deny } = require('./denial.js');
 
 /** @typedef {import('./invocation.js').Invocation} Invocation */
-/** What every invocation of this worker shares. @typedef {{ app: object, env: object, initialization: unknown }} Shared */
+/**
+ * What every invocation of this worker shares.
+ * @typedef {{ app: object, env: object, initialization: unknown, prototype: object }} Shared
+ */
 
 /**
  * @param {string} appId
+ * @param {Record<string, string>} env
  * @param {unknown} initialization
+ * @param {object} prototype what contexts have besides: the SDK
  * @returns {Shared}
  */
-function createShared(appId, initialization) {
-  return { app: freeze({ id: appId }), env: freeze({ ...process.env }), initialization };
+function createShared(appId, env, initialization, prototype) {
+  return { app: freeze({ id: appId }), env, initialization, prototype };
 }
 
 /**
@@ -28,6 +33,8 @@ function createContext(shared, invocation) {
   /** @type {object | null} */
   let log = null;
   return {
+    // Not the context's own: whoever spreads or prints a context must not build an SDK by it.
+    __proto__: shared.prototype,
     app: shared.app,
     function: fn.info,
     trigger: fn.trigger,

@@ -6,6 +6,7 @@ const channel = require('./channel.js');
 const { createShared } = require('./context.js');
 const { describe, encodeFailure } = require('./failure.js');
 const { HandlerNotFound, enter, findHandler, initializationValue, prepare } = require('./loader.js');
+const { createPrototype } = require('./sdk.js');
 const { addEnvironment } = require('./surroundings.js');
 const { quote } = require('./text.js');
 
@@ -15,7 +16,7 @@ const { quote } = require('./text.js');
 /**
  * @typedef {{
  *   appId: string, version: number, directory: string, environment: Record<string, string>, concurrency: number,
- *   init: import('./loader.js').Source | null, functions: FunctionSpec[],
+ *   init: import('./loader.js').Source | null, functions: FunctionSpec[], sdk: import('./sdk.js').Spec | null,
  *   limits: { resultBytesMax: number } & import('./logs.js').Limits,
  * }} Params
  */
@@ -42,6 +43,9 @@ async function initialize(idJson, params, onLoaded) {
     addEnvironment(environment);
     const loadInit = init === null ? null : prepare(init);
     const loads = specs.map(prepare); // Before any tenant code.
+    /** @type {any} */
+    let env = {};
+    const prototype = createPrototype(params.sdk, () => env);
     /** @type {unknown} */
     let value;
     if (init !== null && loadInit !== null) {
@@ -57,7 +61,8 @@ async function initialize(idJson, params, onLoaded) {
       const { exports } = await awaitable(loads[i]());
       mapSet(functions, specs[i].triggerType, loaded(params, specs[i], exports));
     }
-    const shared = createShared(params.appId, value);
+    env = freeze({ ...process.env });
+    const shared = createShared(params.appId, env, value, prototype);
     if (loading === null) return;
     loading = null;
     onLoaded({ shared, functions });

@@ -29,6 +29,9 @@ function enter(directory) {
   requireFromRoot = createRequire(path.join(root, 'chatfn.js'));
 }
 
+/** What a tenant's own `require` gives in the version's directory. @param {string} name */
+const requireAsTenant = (name) => requireFromRoot(name);
+
 /**
  * Resolves the path up front: initialization scripts may `chdir`. The exports come boxed, lest an object with a `then` is
  * taken for a promise.
@@ -94,4 +97,4 @@ async function initializationValue(exports) {
   return { value: value === undefined ? exports : value };
 }
 
-module.exports = { HandlerNotFound, enter, findHandler, initializationValue, prepare, warmUp };
+module.exports = { HandlerNotFound, enter, findHandler, initializationValue, prepare, requireAsTenant, warmUp };

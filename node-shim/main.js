@@ -101,7 +101,7 @@ function shutdown(idJson) {
 /** @param {any} params @returns {string | null} */
 function initializeProblem(params) {
   if (!isRecord(params)) return 'params must be an object';
-  const { appId, version, directory, environment, concurrency, init, functions, limits } = params;
+  const { appId, version, directory, environment, concurrency, init, functions, sdk, limits } = params;
   if (typeof appId !== 'string') return 'appId must be a string';
   if (!isInteger(version)) return 'version must be an integer';
   if (typeof directory !== 'string') return 'directory must be a string';
@@ -116,6 +116,7 @@ function initializeProblem(params) {
       return `functions[${i}] must be {triggerType, blocking, name, file, kind}`;
     }
   }
+  if (sdk !== null && !isSdk(sdk)) return 'sdk must be null or {package, export, property, options}';
   if (!isRecord(limits) || !isInteger(limits.resultBytesMax) || !isInteger(limits.logLinesMax) ||
       !isInteger(limits.logBytesMax) || !isInteger(limits.logLineBytesMax)) {
     return 'limits must be {resultBytesMax, logLinesMax, logBytesMax, logLineBytesMax}';
@@ -126,6 +127,11 @@ function initializeProblem(params) {
 /** @param {any} value */
 const isSource = (value) =>
   isRecord(value) && typeof value.file === 'string' && (value.kind === 'cjs' || value.kind === 'cjs-async' || value.kind === 'esm');
+
+/** @param {any} value */
+const isSdk = (value) =>
+  isRecord(value) && typeof value.package === 'string' && typeof value.export === 'string' &&
+  typeof value.property === 'string' && isRecord(value.options);
 
 /** @param {any} value */
 const isRecord = (value) => typeof value === 'object' && value !== null && !isArray(value);

@@ -24,11 +24,27 @@ const { isPromise } = util.types;
  * @param {T} target
  * @param {string} key
  * @param {unknown} value
+ * @param {boolean} [enumerable]
  * @returns {T}
  */
-function define(target, key, value) {
-  const attributes = { __proto__: null, value, configurable: true, writable: true, enumerable: false };
+function define(target, key, value, enumerable = false) {
+  const attributes = { __proto__: null, value, configurable: true, writable: true, enumerable };
   return defineProperty(target, key, /** @type {any} */ (attributes));
+}
+
+/**
+ * Assigning to it makes it an ordinary property of the object that was assigned to.
+ * @param {object} target
+ * @param {string} key
+ * @param {() => unknown} get
+ * @param {boolean} [enumerable]
+ */
+function defineGetter(target, key, get, enumerable = false) {
+  /** @this {object} @param {unknown} value */
+  function set(value) {
+    define(this, key, value, true);
+  }
+  defineProperty(target, key, /** @type {any} */ ({ __proto__: null, get, set, configurable: true, enumerable }));
 }
 
 /**
@@ -66,7 +82,9 @@ module.exports = {
   isNativeError: util.types.isNativeError,
 
   apply: Reflect.apply,
+  construct: Reflect.construct,
   define,
+  defineGetter,
   freeze: Object.freeze,
   keys: Object.keys,
   hasOwn: Object.hasOwn,

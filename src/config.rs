@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use environment::Environment;
 
-use crate::model::{AppId, LayerName, Mode, TriggerDeclaration};
+use crate::model::{AppId, LayerName, Mode, Sdk, TriggerDeclaration};
 use crate::sandbox::egress::policy::{self, Rule};
 use crate::sandbox::egress::{Cidr, Policy};
 
@@ -36,7 +36,7 @@ pub struct Config {
     pub npm: Option<PathBuf>,
     /// npm's user configuration for installs (registry, proxy, cafile). Default: `.npmrc` in the service's home, if there is one.
     pub npm_userconfig: Option<PathBuf>,
-    /// Dependencies that every app gets unless it names them itself.
+    /// Dependencies that every app gets unless it names them itself. None, unless set, if the SDK is another than ChatKitty's.
     #[serde(deserialize_with = "json_text::deserialize")]
     pub default_dependencies: BTreeMap<String, String>,
     /// Trigger types beyond the built-in ones.
@@ -129,6 +129,8 @@ pub struct Config {
     pub isolation: Isolation,
     /// What functions can reach over the network: a table, see below.
     pub egress: Egress,
+    /// The platform's SDK, as functions find it in their context: a table, see below.
+    pub sdk: Sdk,
     /// Runs tenants' code with limits only. Better as the flag `--insecure-no-sandbox`, which is seen.
     pub insecure_no_sandbox: bool,
 
@@ -254,6 +256,7 @@ impl Default for Config {
             drain_timeout: Duration::from_secs(30),
             isolation: Isolation::default(),
             egress: Egress::default(),
+            sdk: Sdk::default(),
             insecure_no_sandbox: false,
             log_format: LogFormat::Text,
             log_level: "info".to_owned(),
@@ -299,7 +302,12 @@ impl Config {
         for (key, value) in overrides {
             builder = builder.set_override(key.as_str(), value.as_str())?;
         }
-        let config: Self = builder.build()?.try_deserialize()?;
+        let merged = builder.build()?;
+        let dependencies_set = merged.get::<config::Value>("default_dependencies").is_ok();
+        let mut config: Self = merged.try_deserialize()?;
+        if !dependencies_set && !config.sdk.is_chatkitty() {
+            config.default_dependencies.clear();
+        }
         config.check()?;
         Ok(config)
     }
@@ -419,6 +427,22 @@ mod tests {
         let config = load(text, &[]).expect("valid");
         assert_eq!(config.trigger_types[0].name, "OrderPlaced");
         assert!(config.default_dependencies.is_empty());
+    }
+
+    #[test]
+    fn the_sdk_is_chatkittys_unless_another_is_named() {
+        let config = load("", &[("sdk.options.basePath", "http://api.test")]).expect("valid");
+        assert_eq!(config.sdk.options["basePath"], "http://api.test");
+        assert_eq!(config.sdk.options["clientSecret"], "${CHATKITTY_CLIENT_SECRET}");
+        assert!(config.default_dependencies.contains_key(&config.sdk.package));
+        let file =
+            "[sdk]\npackage = '@acme/sdk'\nproperty = 'acme'\noptions = { key = '${ACME_KEY}', retry = { max = 3 } }";
+        let config = load(file, &[]).expect("valid");
+        assert_eq!((config.sdk.property.as_str(), &config.sdk.options["retry"]["max"]), ("acme", &3.into()));
+        assert!(config.default_dependencies.is_empty());
+        let refused = load("[sdk]\nproperty = 'deny'", &[]).unwrap_err();
+        assert!(refused.contains("sdk.property") && refused.contains("deny"), "{refused}");
+        assert!(load("[sdk]\npakage = 'x'", &[]).unwrap_err().contains("pakage"));
     }
 
     #[test]

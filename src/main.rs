@@ -2,12 +2,15 @@
 
 use std::process::ExitCode;
 
-use chatfn::cli::{Cli, Command, bench, credentials, demo, doctor, events, serve};
+use chatfn::cli::{Cli, Command, bench, credentials, demo, dev, doctor, events, init, run, serve};
 use clap::Parser;
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Serve(args) => serve::run(&args),
+        Command::Init(args) => init::run(&args),
+        Command::Run(args) => return ended(run::run(&args)),
+        Command::Dev(args) => return ended(dev::run(&args)),
         Command::Demo(args) => demo::run(&args),
         Command::Doctor(args) => return ended(doctor::run(&args)),
         Command::Events(args) => return ended(events::run(&args)),

@@ -360,6 +360,7 @@ fn worker_config(
             line_bytes_max: config.log_line_bytes_max,
         },
         egress: config.egress.clone(),
+        sdk: config.sdk.clone(),
         logs: history.lines(),
     }
 }

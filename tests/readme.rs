@@ -6,12 +6,17 @@ use std::path::Path;
 use chatfn::config::Config;
 use serde_json::Value;
 
-/// Each table's name in the README, and the struct that it is made of.
-const TABLES: [(&str, &str); 3] = [("configuration", "Config"), ("isolation", "Isolation"), ("egress", "Egress")];
+/// Each table's name in the README, the struct that it is made of, and where that stands.
+const TABLES: [(&str, &str, &str); 4] = [
+    ("configuration", "Config", "src/config.rs"),
+    ("isolation", "Isolation", "src/config.rs"),
+    ("egress", "Egress", "src/config.rs"),
+    ("sdk", "Sdk", "src/model/sdk.rs"),
+];
 
 /// Each field with its doc comment, in the order of the source.
-fn documented(name: &str) -> Vec<(String, String)> {
-    let source = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/config.rs")).expect("config.rs");
+fn documented(name: &str, file: &str) -> Vec<(String, String)> {
+    let source = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).expect("the source");
     let body = source.split(&format!("pub struct {name} {{")).nth(1).and_then(|rest| rest.split("\n}").next());
     let mut comment = Vec::new();
     let mut fields = Vec::new();
@@ -26,30 +31,21 @@ fn documented(name: &str) -> Vec<(String, String)> {
     fields
 }
 
-fn shown(value: &Value) -> String {
+fn shown(name: &str, value: &Value) -> String {
     match value {
         Value::Null => "–".to_owned(),
-        // A table of its own; what stands in it is told there.
-        Value::Object(table) if !table.is_empty() && table.values().all(is_unset) => "–".to_owned(),
+        // What stands in it is told there.
+        _ if TABLES.iter().any(|(table, ..)| *table == name) => "–".to_owned(),
         Value::String(text) => format!("`{text}`"),
         other => format!("`{other}`"),
     }
 }
 
-fn is_unset(value: &Value) -> bool {
-    match value {
-        Value::Null | Value::Bool(false) => true,
-        Value::Array(list) => list.is_empty(),
-        Value::Object(table) => table.values().all(is_unset),
-        Value::Bool(true) | Value::Number(_) | Value::String(_) => false,
-    }
-}
-
-fn table(name: &str, defaults: &Value) -> String {
+fn table((name, file): (&str, &str), defaults: &Value) -> String {
     let mut table = "| setting | default | meaning |\n|---|---|---|\n".to_owned();
-    for (field, comment) in documented(name) {
+    for (field, comment) in documented(name, file) {
         assert!(!comment.is_empty(), "{field} has no doc comment");
-        table.push_str(&format!("| `{field}` | {} | {comment} |\n", shown(&defaults[&field])));
+        table.push_str(&format!("| `{field}` | {} | {comment} |\n", shown(&field, &defaults[&field])));
     }
     table
 }
@@ -59,12 +55,12 @@ fn the_readme_lists_every_setting_with_its_default() {
     let config = serde_json::to_value(Config::default()).expect("serializes");
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
     let mut readme = fs::read_to_string(&path).expect("README.md");
-    for (name, of) in TABLES {
-        let start = format!("<!-- {name}: made from src/config.rs by `UPDATE_README=1 cargo test --test readme` -->\n");
+    for (name, of, file) in TABLES {
+        let start = format!("<!-- {name}: made from {file} by `UPDATE_README=1 cargo test --test readme` -->\n");
         let end = format!("<!-- end of {name} -->");
         let (before, rest) = readme.split_once(&start).expect("the marker");
         let (current, after) = rest.split_once(&end).expect("the end marker");
-        let table = table(of, if of == "Config" { &config } else { &config[name] });
+        let table = table((of, file), if of == "Config" { &config } else { &config[name] });
         if std::env::var_os("UPDATE_README").is_none() {
             assert_eq!(current, table, "run: UPDATE_README=1 cargo test --test readme");
         }

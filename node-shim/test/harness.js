@@ -100,7 +100,7 @@ class Worker {
 
   initialize(params = {}) {
     return this.request('initialize', {
-      appId: 'app1', version: 7, directory: this.directory, environment: {}, concurrency: 1, init: null, functions: [],
+      appId: 'app1', version: 7, directory: this.directory, environment: {}, concurrency: 1, init: null, functions: [], sdk: null,
       ...params, limits: { ...LIMITS, ...params.limits },
     });
   }

@@ -4,8 +4,13 @@ pub mod bench;
 mod client;
 pub mod credentials;
 pub mod demo;
+pub mod dev;
 pub mod doctor;
 pub mod events;
+pub mod init;
+mod local;
+pub mod project;
+pub mod run;
 pub mod serve;
 
 use clap::{Parser, Subcommand};
@@ -22,6 +27,12 @@ pub struct Cli {
 pub enum Command {
     /// Run the service.
     Serve(serve::Args),
+    /// Write a project that runs at once.
+    Init(init::Args),
+    /// Run one function of a project once, in a sandbox of its own; no service has to run.
+    Run(run::Args),
+    /// Run a project in a sandbox of its own and reload it on save; no service has to run.
+    Dev(dev::Args),
     /// Publish an example app into a service of its own, invoke its functions, and show what happened.
     Demo(demo::Args),
     /// Tell what confines tenants' code on this machine, and prove it.

@@ -25,6 +25,7 @@ impl Config {
             let problem = "use the flag --insecure-no-sandbox if you mean it".to_owned();
             return Err(Error::Value { name: "isolation.mode", value: "none".to_owned(), problem });
         }
+        self.sdk.check().map_err(|(name, value, problem)| Error::Value { name, value, problem })?;
         if !self.listen.ip().is_loopback() && self.operator_token_file.is_none() {
             return Err(Error::Open(self.listen));
         }

@@ -7,6 +7,7 @@ mod ids;
 mod invocation;
 mod isolation;
 mod limits;
+mod sdk;
 mod trigger;
 mod verdict;
 mod version;
@@ -19,6 +20,7 @@ pub use invocation::{
 };
 pub use isolation::{Layer, LayerName, Mode, Report};
 pub use limits::{Limits, LimitsError};
+pub use sdk::Sdk;
 pub use trigger::{Catalogue, CatalogueError, Trigger, TriggerDeclaration, TriggerType};
 pub use verdict::{Decision, decide};
 pub use version::{

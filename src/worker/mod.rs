@@ -23,7 +23,7 @@ use tokio::time::timeout;
 
 use crate::config::Egress;
 use crate::model::{
-    AppId, FailureKind, FunctionFailure, FunctionModule, InvocationId, Limits, LogLine, Module, Outcome, RawJson,
+    AppId, FailureKind, FunctionFailure, FunctionModule, InvocationId, Limits, LogLine, Module, Outcome, RawJson, Sdk,
     TriggerType, VersionNumber,
 };
 use crate::sandbox::{self, Child, Mount, Network, Pipes, Profile, Sandbox, Spec};
@@ -68,6 +68,8 @@ pub struct Config {
     pub result_bytes_max: usize,
     pub log_limits: LogLimits,
     pub egress: Egress,
+    /// What functions find in their context.
+    pub sdk: Sdk,
     /// Lines that find it full are lost: a log never holds up an answer.
     pub logs: mpsc::Sender<LogLine>,
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use crate::model::{Denial, FailureKind, FunctionFailure, FunctionModule, LogLevel, Module, Outcome, RawJson};
+use crate::model::{Denial, FailureKind, FunctionFailure, FunctionModule, LogLevel, Module, Outcome, RawJson, Sdk};
 
 /// Longest text that we keep of an error's message, stack or name; the shim cuts earlier.
 const TEXT_BYTES_MAX: usize = 64 << 10;
@@ -32,6 +32,7 @@ pub struct Initialize {
     pub concurrency: u32,
     pub init: Option<Module>,
     pub functions: Vec<FunctionModule>,
+    pub sdk: Option<Sdk>,
     pub limits: ShimLimits,
 }
 

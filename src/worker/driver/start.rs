@@ -2,7 +2,7 @@
 
 use tokio::time::Instant;
 
-use crate::model::{FailureKind, FunctionFailure, LogSource};
+use crate::model::{FailureKind, FunctionFailure, LogSource, Sdk};
 use crate::worker::StartError;
 use crate::worker::protocol::{self, Response};
 
@@ -26,6 +26,7 @@ impl Driver {
             concurrency: self.program.limits.concurrency,
             init: self.program.init.clone(),
             functions: self.program.functions.clone(),
+            sdk: Some(self.config.sdk.clone()).filter(Sdk::is_some),
             limits: protocol::ShimLimits {
                 result_bytes_max: self.config.result_bytes_max,
                 log_lines_max: limits.lines_max,
