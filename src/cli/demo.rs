@@ -1,6 +1,5 @@
 //! `chatfn demo`: the whole way once – publish, invoke, outcomes, logs – against a real service in this process.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -8,6 +7,7 @@ use anyhow::{Context, bail};
 use bytes::Bytes;
 use tonic::transport::Channel;
 
+use super::project;
 use crate::config::Config;
 use crate::host::Host;
 use crate::proto;
@@ -23,7 +23,6 @@ use crate::telemetry;
 const APP: &str = "login";
 /// For a queued event to run; the demo says so if it does not.
 const EVENT_PATIENCE: Duration = Duration::from_secs(30);
-const PROJECT_FILES_MAX: usize = 500;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -55,10 +54,10 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     })
 }
 
-async fn show(project: &Path, address: &str) -> anyhow::Result<()> {
+async fn show(directory: &Path, address: &str) -> anyhow::Result<()> {
     let channel = Channel::from_shared(address.to_owned())?.connect().await.context("connect to the service")?;
-    publish(project, channel.clone()).await?;
-    for (trigger_type, event) in sample_events(project)? {
+    publish(directory, channel.clone()).await?;
+    for (trigger_type, event) in project::sample_events(directory)? {
         invoke(&trigger_type, &event, channel.clone()).await?;
     }
     let mut apps = AppServiceClient::new(channel);
@@ -72,13 +71,13 @@ async fn show(project: &Path, address: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn publish(project: &Path, channel: Channel) -> anyhow::Result<()> {
-    println!("\n== Publishing {} as app {APP:?}", project.display());
+async fn publish(directory: &Path, channel: Channel) -> anyhow::Result<()> {
+    println!("\n== Publishing {} as app {APP:?}", directory.display());
     let started = Instant::now();
     let mut versions = VersionServiceClient::new(channel);
     let request = proto::PublishVersionRequest {
         app_id: APP.to_owned(),
-        spec: Some(proto::VersionSpec { files: read_project(project)?, ..Default::default() }),
+        spec: Some(project::read(directory)?),
         ..Default::default()
     };
     let mut steps = versions.publish_version(request).await?.into_inner();
@@ -178,40 +177,4 @@ async fn show_invocation(invocation_id: String, client: &mut InvocationServiceCl
         bail!("the function failed");
     }
     Ok(())
-}
-
-/// The project's files, without what installs and samples leave beside them.
-fn read_project(project: &Path) -> anyhow::Result<BTreeMap<String, Bytes>> {
-    let mut files = BTreeMap::new();
-    let mut pending = vec![project.to_owned()];
-    while let Some(directory) = pending.pop() {
-        for entry in std::fs::read_dir(&directory).with_context(|| format!("read {}", directory.display()))? {
-            let path = entry?.path();
-            let relative = path.strip_prefix(project)?.to_str().context("a file name is not UTF-8")?.to_owned();
-            if ["node_modules", "events", ".git", "README.md"].contains(&relative.as_str()) {
-                continue;
-            }
-            if path.is_dir() {
-                pending.push(path);
-            } else {
-                files.insert(relative, Bytes::from(std::fs::read(&path)?));
-            }
-            if files.len() > PROJECT_FILES_MAX {
-                bail!("{} holds more than {PROJECT_FILES_MAX} files", project.display());
-            }
-        }
-    }
-    Ok(files)
-}
-
-fn sample_events(project: &Path) -> anyhow::Result<BTreeMap<String, String>> {
-    let directory = project.join("events");
-    let mut events = BTreeMap::new();
-    for entry in std::fs::read_dir(&directory).with_context(|| format!("read {}", directory.display()))? {
-        let path = entry?.path();
-        if let Some(name) = path.file_stem().and_then(|name| name.to_str()) {
-            events.insert(name.to_owned(), std::fs::read_to_string(&path)?);
-        }
-    }
-    Ok(events)
 }

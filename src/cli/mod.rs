@@ -5,6 +5,7 @@ mod client;
 pub mod demo;
 pub mod doctor;
 pub mod events;
+pub mod project;
 pub mod serve;
 
 use clap::{Parser, Subcommand};
