@@ -1,25 +1,10 @@
-//! Arguments → configuration → one command.
+//! Arguments → one command.
 
 use std::process::ExitCode;
 
-use chatfn::cli::{Cli, Command, bench, demo, doctor, events, serve};
+use chatfn::cli::Cli;
 use clap::Parser;
 
 fn main() -> ExitCode {
-    let result = match Cli::parse().command {
-        Command::Serve(args) => serve::run(&args),
-        Command::Demo(args) => demo::run(&args),
-        Command::Doctor(args) => return ended(doctor::run(&args)),
-        Command::Events(args) => return ended(events::run(&args)),
-        Command::Bench(args) => bench::run(&args),
-        Command::SandboxBroker => chatfn::sandbox::serve_broker().map_err(anyhow::Error::from),
-    };
-    ended(result.map(|()| ExitCode::SUCCESS))
-}
-
-fn ended(result: anyhow::Result<ExitCode>) -> ExitCode {
-    result.unwrap_or_else(|err| {
-        eprintln!("chatfn: {err:#}");
-        ExitCode::FAILURE
-    })
+    Cli::parse().run()
 }
