@@ -117,6 +117,9 @@ pub struct Config {
     pub install_bytes_max: u64,
     /// Most files of an installed tree.
     pub install_files_max: u64,
+    /// For one run of the TypeScript compiler, which checks types where a publish asks for it.
+    #[serde(with = "duration")]
+    pub typecheck_timeout: Duration,
 
     /// On SIGTERM: how long running invocations and publishes may take to finish. Ten seconds later the service has ended in any case.
     #[serde(with = "duration")]
@@ -245,6 +248,7 @@ impl Default for Config {
             builds_max: 2,
             builds_waiting_max: 64,
             install_timeout: Duration::from_secs(300),
+            typecheck_timeout: Duration::from_secs(60),
             install_bytes_max: 1 << 30,
             install_files_max: 200_000,
             drain_timeout: Duration::from_secs(30),

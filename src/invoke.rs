@@ -4,7 +4,6 @@
 
 mod attempt;
 mod idempotency;
-mod verdict;
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -192,8 +191,7 @@ impl Invoker {
 
     async fn serve(self, call: Call) -> Result<Answer, Error> {
         let shared = &self.shared;
-        let trigger = self.trigger(&call.trigger_type)?;
-        let event = self.check_event(trigger, &call.event)?;
+        let (trigger, event) = self.check(&call.trigger_type, &call.event)?;
         check_key("idempotency_key", call.idempotency_key.as_deref())?;
         check_key("ordering_key", call.ordering_key.as_deref())?;
         if !trigger.blocking {
@@ -236,6 +234,15 @@ impl Invoker {
             None => serving.active(&call.app).await?,
         };
         Ok(runnable(served, trigger_type))
+    }
+
+    /// An event for a trigger type, in any spelling.
+    ///
+    /// # Errors
+    /// There is no such trigger type, or the event is none of it.
+    pub fn check(&self, trigger_type: &str, event: &[u8]) -> Result<(&Trigger, RawJson), Error> {
+        let trigger = self.trigger(trigger_type)?;
+        Ok((trigger, self.check_event(trigger, event)?))
     }
 
     fn trigger(&self, spelling: &str) -> Result<&Trigger, Error> {

@@ -5,6 +5,8 @@
 //! sends the event to its Node process, which [`sandbox`] started → outcome, verdict, and a row for [`history`] on the way back.
 //! A non-blocking event stops at [`store`] instead, and [`dispatch`] takes the same way later.
 //!
+//! [`trial`] runs functions on the side, unrecorded: drafts, and recorded invocations against another version.
+//!
 //! A version comes to be in [`publish`], and is kept by [`artifacts`] (files) and [`store`] (everything else).
 //!
 //! Before any of that, [`host`] finds Node and npm and prepares the data directory, and [`sandbox::Sandbox::start`] starts the broker,
@@ -13,7 +15,7 @@
 //! its own, rlimits, no capabilities, Landlock and seccomp, in this order; the egress supervisor makes its connections. What each of
 //! them stops, and what none does, is in `docs/security.md`.
 //!
-//! Imports point downwards: `cli → service → api → dispatch → invoke, publish → serving → pool → worker → host → config → sandbox → model`.
+//! Imports point downwards: `cli → service → api → dispatch → invoke, publish → trial → serving → pool → worker → host → config → sandbox → model`.
 
 #![allow(
     rustdoc::private_intra_doc_links,
@@ -24,6 +26,7 @@ pub mod api;
 pub mod artifacts;
 pub mod cli;
 pub mod config;
+pub mod declarations;
 pub mod dispatch;
 pub mod drain;
 pub mod history;
@@ -37,6 +40,7 @@ pub mod service;
 pub mod serving;
 pub mod store;
 pub mod telemetry;
+pub mod trial;
 pub mod worker;
 
 /// Generated from `proto/`. Appears in `api` and `cli` only.

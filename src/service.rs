@@ -24,7 +24,7 @@ use crate::drain::Drain;
 use crate::history::History;
 use crate::host::{self, Host};
 use crate::invoke::{self, Invoker};
-use crate::model::{Catalogue, Mode, Report};
+use crate::model::{Catalogue, LayerName, Mode, Report};
 use crate::pool::{self, MemoryBudget};
 use crate::publish::{self, InstallLimits, Installer, Npm, Proxy, Publisher, Registries, SourceLimits};
 use crate::sandbox::Sandbox;
@@ -409,9 +409,12 @@ fn publish_settings(config: &Config, isolation: &Report) -> publish::Settings {
     publish::Settings {
         waiting_max: config.builds_waiting_max,
         builds_max: config.builds_max,
+        typecheck_timeout: config.typecheck_timeout,
         verify_timeout: config.ready_timeout + config.init_timeout + config.wait_max,
         source_limits: SourceLimits::default(),
         memory_bytes_max: config.memory_budget(),
         single_tenant: !isolation.separates_tenants(),
+        wait_max: config.wait_max,
+        confines_egress: isolation.is_active(LayerName::Network),
     }
 }

@@ -4,12 +4,13 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
+use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::artifacts::{self, Artifacts, Manifest};
-use crate::model::{AppId, Version, VersionNumber, VersionState};
+use crate::model::{AppId, LogLine, Version, VersionNumber, VersionState};
 use crate::pool::{self, Figures, MemoryBudget, Pool, Reserve, ReserveSettings};
 use crate::store::{self, Store};
 use crate::worker::{self, Lookup, Paths, Program, Renamed};
@@ -187,18 +188,7 @@ impl Serving {
         if let Some(served) = self.routes().loaded.get(&key) {
             return Ok(served.touched());
         }
-        let Some(version) = self.shared.store.version(app, number).await? else {
-            if self.shared.store.app(app).await?.is_none() {
-                return Err(Error::UnknownApp(app.to_string()));
-            }
-            return Err(Error::UnknownVersion { app: app.clone(), number });
-        };
-        if version.state != VersionState::Ready {
-            return Err(Error::NotReady { app: app.clone(), number });
-        }
-        let environment = self.shared.store.environment(app, number).await?;
-        let manifest = self.shared.artifacts.manifest(app, &version.digest);
-        let manifest = manifest.map_err(|err| Error::Artifact(Arc::new(err)))?;
+        let (version, environment, manifest) = self.program(app, number).await?;
         self.warn_of_another_node(&version);
         let served = self.prepare(version, environment, &manifest);
         self.routes().loaded.insert(key, Arc::clone(&served));
@@ -217,6 +207,63 @@ impl Serving {
 
     /// A pool for a version that no route leads to yet.
     pub fn prepare(&self, version: Version, environment: BTreeMap<String, String>, manifest: &Manifest) -> Arc<Served> {
+        self.start_pool(Arc::clone(&self.shared.workers), version, environment, manifest)
+    }
+
+    /// A pool for a version, or a draft of one, that no route will ever lead to. Its lines go to `logs`, not to the history.
+    pub fn prepare_aside(
+        &self,
+        version: Version,
+        environment: BTreeMap<String, String>,
+        manifest: &Manifest,
+        logs: mpsc::Sender<LogLine>,
+    ) -> Arc<Served> {
+        let workers = worker::Config { logs, ..(*self.shared.workers).clone() };
+        self.start_pool(Arc::new(workers), version, environment, manifest)
+    }
+
+    /// What a READY version runs from.
+    ///
+    /// # Errors
+    /// It does not exist, is not READY, or cannot be loaded.
+    pub async fn program(
+        &self,
+        app: &AppId,
+        number: VersionNumber,
+    ) -> Result<(Version, BTreeMap<String, String>, Manifest), Error> {
+        let Some(version) = self.shared.store.version(app, number).await? else {
+            if self.shared.store.app(app).await?.is_none() {
+                return Err(Error::UnknownApp(app.to_string()));
+            }
+            return Err(Error::UnknownVersion { app: app.clone(), number });
+        };
+        if version.state != VersionState::Ready {
+            return Err(Error::NotReady { app: app.clone(), number });
+        }
+        let environment = self.shared.store.environment(app, number).await?;
+        let manifest = self.shared.artifacts.manifest(app, &version.digest);
+        Ok((version, environment, manifest.map_err(|err| Error::Artifact(Arc::new(err)))?))
+    }
+
+    /// Ends a pool now. On return no process of it is left.
+    pub async fn end(&self, served: &Arc<Served>) {
+        served.pool.kill().await;
+        let ended = {
+            let live = &self.routes().live;
+            live.iter().find(|live| live.served.as_ptr() == Arc::as_ptr(served)).map(|live| live.ended.clone())
+        };
+        if let Some(ended) = ended {
+            ended.cancelled().await;
+        }
+    }
+
+    fn start_pool(
+        &self,
+        workers: Arc<worker::Config>,
+        version: Version,
+        environment: BTreeMap<String, String>,
+        manifest: &Manifest,
+    ) -> Arc<Served> {
         let shared = &self.shared;
         let directory = shared.artifacts.tree(&version.app, &version.digest);
         let layer = manifest.layer.as_ref().map(|key| shared.artifacts.layer_directory(&version.app, key));
@@ -231,12 +278,12 @@ impl Serving {
             limits: version.limits.clone(),
             paths: Paths::default(),
         };
-        program.paths = shared.workers.paths(&program, renamed(manifest));
+        program.paths = workers.paths(&program, renamed(manifest));
         let kill = {
             let mut routes = self.routes();
             routes.kill.entry(version.app.clone()).or_insert_with(|| shared.kill.child_token()).child_token()
         };
-        let (workers, settings, budget) = (Arc::clone(&shared.workers), &shared.settings, shared.budget.clone());
+        let (settings, budget) = (&shared.settings, shared.budget.clone());
         let reserve = shared.reserve.clone();
         let (pool, supervisor) = Pool::start(workers, Arc::new(program), settings, budget, reserve, kill.clone());
         let (app, number) = (version.app.clone(), version.number);

@@ -4,15 +4,16 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Bottom first: a module may import those that stand before it.
-const LAYERS: [&[&str]; 13] = [
+const LAYERS: [&[&str]; 14] = [
     &["model"],
-    &["sandbox"],
+    &["sandbox", "declarations"],
     &["config"],
     &["host"],
     &["worker", "telemetry", "drain"],
     &["pool", "store", "artifacts"],
     &["history"],
     &["serving"],
+    &["trial"],
     &["invoke", "publish"],
     &["dispatch"],
     &["api"],

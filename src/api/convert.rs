@@ -1,5 +1,8 @@
 //! Proto ↔ model. Requests are checked here as far as their form goes; what they mean is checked further in.
 
+mod spec;
+mod trial;
+
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -14,10 +17,13 @@ use crate::model::{
 };
 use crate::pool::Figures;
 use crate::proto;
-use crate::publish::{BatchSpec, Code, FailurePolicySpec, FunctionDecl, ProjectSpec, RetrySpec, Step};
+use crate::publish::{Step, TypeCheck, TypeDiagnostic};
 use crate::store::{App, AttemptRecord, EventRecord, QueueFigures};
 
 use super::status::invalid;
+
+pub(super) use spec::{changes, project_spec, project_spec_to};
+pub(super) use trial::{rehearsed, replay_summary, replayed};
 
 const PAGE_SIZE: u32 = 50;
 const PAGE_SIZE_MAX: u32 = 1000;
@@ -83,89 +89,6 @@ pub(super) fn time(name: &str, value: prost_types::Timestamp) -> Result<SystemTi
     SystemTime::try_from(value).map_err(|_| invalid("INVALID_TIME", format!("{name} is not a time")))
 }
 
-/// # Errors
-/// A duration is negative, or an enum has no such value.
-pub(super) fn project_spec(spec: proto::VersionSpec) -> Result<ProjectSpec, Status> {
-    Ok(ProjectSpec {
-        files: spec.files,
-        functions: spec.functions.into_iter().map(function_decl).collect::<Result<_, _>>()?,
-        dependencies: spec.dependencies,
-        environment: spec.environment,
-        initialization_script: spec.initialization_script,
-        limits: limits_from(spec.limits.unwrap_or_default()),
-        scripts_allowed: spec.scripts_allowed,
-    })
-}
-
-fn function_decl(spec: proto::FunctionSpec) -> Result<FunctionDecl, Status> {
-    use proto::function_spec::Code as Wire;
-    let retry = spec.retry.map(|retry| -> Result<_, Status> {
-        Ok(RetrySpec {
-            max_attempts: (retry.max_attempts != 0).then_some(retry.max_attempts),
-            initial_backoff: duration("retry.initial_backoff", retry.initial_backoff)?,
-            max_backoff: duration("retry.max_backoff", retry.max_backoff)?,
-            max_age: duration("retry.max_age", retry.max_age)?,
-        })
-    });
-    let failure_policy = spec.failure_policy.map(|policy| -> Result<_, Status> {
-        let default_json = String::from_utf8(policy.default_json.to_vec())
-            .map_err(|_| invalid("INVALID_FUNCTION", "failure_policy.default_json is not UTF-8"))?;
-        Ok(FailurePolicySpec {
-            on_error: failure_action(policy.on_error)?,
-            on_timeout: failure_action(policy.on_timeout)?,
-            on_overload: failure_action(policy.on_overload)?,
-            default_json: non_empty(default_json),
-        })
-    });
-    let batch = spec.batch.map(|batch| -> Result<_, Status> {
-        let max_size = (batch.max_size != 0).then_some(batch.max_size);
-        Ok(BatchSpec { max_size, max_wait: duration("batch.max_wait", batch.max_wait)? })
-    });
-    Ok(FunctionDecl {
-        trigger_type: spec.trigger_type,
-        code: spec.code.map(|code| match code {
-            Wire::Entry(path) => Code::Entry(path),
-            Wire::Source(source) => Code::Source(source),
-        }),
-        language: spec.language,
-        name: spec.name,
-        description: spec.description,
-        disabled: spec.disabled,
-        timeout: duration("timeout", spec.timeout)?,
-        retry: retry.transpose()?,
-        failure_policy: failure_policy.transpose()?,
-        batch: batch.transpose()?,
-    })
-}
-
-fn failure_action(value: i32) -> Result<Option<FailureAction>, Status> {
-    match proto::FailureAction::try_from(value) {
-        Ok(proto::FailureAction::Unspecified) => Ok(None),
-        Ok(proto::FailureAction::Deny) => Ok(Some(FailureAction::Deny)),
-        Ok(proto::FailureAction::Allow) => Ok(Some(FailureAction::Allow)),
-        Err(_) => Err(invalid("INVALID_FUNCTION", format!("{value} is not a FailureAction"))),
-    }
-}
-
-/// 0 and empty mean the default.
-fn limits_from(wire: proto::Limits) -> Limits {
-    let default = Limits::default();
-    let or = |value: u32, default: u32| if value == 0 { default } else { value };
-    let or_bytes = |value: u64, default: u64| if value == 0 { default } else { value };
-    let workers_min = wire.workers_min;
-    Limits {
-        memory_bytes: or_bytes(wire.memory_bytes, default.memory_bytes),
-        cpu_millis: wire.cpu_millis,
-        pids_max: or(wire.pids_max, default.pids_max),
-        tmp_bytes: or_bytes(wire.tmp_bytes, default.tmp_bytes),
-        concurrency: or(wire.concurrency, default.concurrency),
-        workers_max: or(wire.workers_max, default.workers_max),
-        workers_min,
-        subprocesses: wire.subprocesses,
-        egress: non_empty(wire.egress).unwrap_or(default.egress),
-    }
-}
-
 fn limits_to(limits: &Limits) -> proto::Limits {
     proto::Limits {
         memory_bytes: limits.memory_bytes,
@@ -207,10 +130,7 @@ pub(super) fn version(version: Version, active: Option<VersionNumber>) -> proto:
 }
 
 fn function(function: Function) -> proto::FunctionSpec {
-    let action = |action| match action {
-        FailureAction::Deny => proto::FailureAction::Deny.into(),
-        FailureAction::Allow => proto::FailureAction::Allow.into(),
-    };
+    let action = failure_action_to;
     let policy = function.failure_policy;
     let retry = function.retry;
     let typescript = function.entry.ends_with("ts");
@@ -240,9 +160,36 @@ fn function(function: Function) -> proto::FunctionSpec {
     }
 }
 
+fn failure_action_to(action: FailureAction) -> i32 {
+    match action {
+        FailureAction::Deny => proto::FailureAction::Deny.into(),
+        FailureAction::Allow => proto::FailureAction::Allow.into(),
+    }
+}
+
+/// # Errors
+/// A number that is none of the enum's.
+pub(super) fn type_check(number: i32) -> Result<TypeCheck, Status> {
+    match proto::TypeCheck::try_from(number) {
+        Ok(proto::TypeCheck::Unspecified | proto::TypeCheck::Off) => Ok(TypeCheck::Off),
+        Ok(proto::TypeCheck::Warn) => Ok(TypeCheck::Warn),
+        Ok(proto::TypeCheck::Error) => Ok(TypeCheck::Error),
+        Err(_) => Err(invalid("INVALID_TYPE_CHECK", format!("typecheck {number} is unknown: use OFF, WARN or ERROR"))),
+    }
+}
+
 pub(super) fn progress(step: Step) -> proto::PublishVersionResponse {
-    let progress =
-        proto::Progress { phase: step.phase.to_owned(), message: step.message, at: Some(timestamp(step.at)) };
+    let diagnostics = step.diagnostics.into_iter().map(|one| {
+        let TypeDiagnostic { code, file, line, column, message, frame } = one;
+        proto::Diagnostic { file, line, column, code, message, frame }
+    });
+    let diagnostics = diagnostics.collect();
+    let progress = proto::Progress {
+        phase: step.phase.to_owned(),
+        message: step.message,
+        at: Some(timestamp(step.at)),
+        diagnostics,
+    };
     proto::PublishVersionResponse { event: Some(proto::publish_version_response::Event::Progress(progress)) }
 }
 
@@ -276,18 +223,24 @@ fn ran_response(ran: Ran) -> proto::InvokeResponse {
         invocation_id: ran.invocation_id.to_string(),
         version: ran.version.0,
         outcome: Some(outcome),
-        verdict: match ran.verdict {
-            Verdict::Allow => proto::Verdict::Allow,
-            Verdict::Deny => proto::Verdict::Deny,
-        }
-        .into(),
-        decided_by: match ran.decided_by {
-            DecidedBy::Function => proto::DecidedBy::Function,
-            DecidedBy::Policy => proto::DecidedBy::Policy,
-        }
-        .into(),
+        verdict: verdict(ran.verdict).into(),
+        decided_by: decided_by(ran.decided_by).into(),
         cold_start: ran.cold_start,
         timings: Some(timings(ran.timings)),
+    }
+}
+
+fn verdict(verdict: Verdict) -> proto::Verdict {
+    match verdict {
+        Verdict::Allow => proto::Verdict::Allow,
+        Verdict::Deny => proto::Verdict::Deny,
+    }
+}
+
+fn decided_by(decided_by: DecidedBy) -> proto::DecidedBy {
+    match decided_by {
+        DecidedBy::Function => proto::DecidedBy::Function,
+        DecidedBy::Policy => proto::DecidedBy::Policy,
     }
 }
 

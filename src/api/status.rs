@@ -9,7 +9,7 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
 use crate::model::IdError;
-use crate::publish::InstallError;
+use crate::publish::{InstallError, TypeCheckError};
 use crate::{invoke, publish, serving, store};
 
 const DOMAIN: &str = "chatfn";
@@ -140,10 +140,15 @@ impl From<publish::Error> for Status {
             publish::Error::KeyReused(_) => failed("IDEMPOTENCY_KEY_REUSED"),
             publish::Error::SingleTenant { .. } => failed("SINGLE_TENANT"),
             publish::Error::Install(err) => install_status(&err, message),
+            publish::Error::TypeCheck(err) => type_check_status(&err, message),
             publish::Error::Verify(_) => failed("VERIFICATION_FAILED"),
             publish::Error::AtCapacity(_) => with_retry(Code::ResourceExhausted, "AT_CAPACITY", message),
             publish::Error::NoWorker(_) => with_retry(Code::Unavailable, "WORKER_UNAVAILABLE", message),
             publish::Error::Closed => with_retry(Code::Unavailable, "VERSION_UNLOADED", message),
+            publish::Error::ReplayChanged { .. } => failed("REPLAY_CHANGED"),
+            publish::Error::EgressNotConfined => failed("EGRESS_NOT_CONFINED"),
+            publish::Error::NoSources(_) => failed("VERSION_HAS_NO_SOURCES"),
+            publish::Error::ChangesOvertaken { .. } => with_retry(Code::Unavailable, "CHANGES_OVERTAKEN", message),
             publish::Error::AppDeleted(_) => failed("APP_DELETED"),
             publish::Error::Active(_) => failed("VERSION_ACTIVE"),
             publish::Error::Building(_) => failed("VERSION_BUILDING"),
@@ -156,6 +161,23 @@ impl From<publish::Error> for Status {
             publish::Error::Store(err) => err.into(),
             publish::Error::Artifact(_) | publish::Error::Internal => internal(&message),
         }
+    }
+}
+
+fn type_check_status(err: &TypeCheckError, message: String) -> Status {
+    let failed = |reason| with_reason(Code::FailedPrecondition, reason, message.clone());
+    match err {
+        TypeCheckError::Types(_) => invalid("TYPE_ERRORS", message),
+        TypeCheckError::Tool(InstallError::DiskFull(_)) => failed("DISK_FULL"),
+        // Whatever kept it from being installed, it is nothing of the caller's.
+        TypeCheckError::Tool(InstallError::RegistryAway { .. }) => {
+            with_retry(Code::Unavailable, "REGISTRY_UNAVAILABLE", message)
+        }
+        TypeCheckError::Tool(_) => with_retry(Code::Unavailable, "TYPE_CHECKER_UNAVAILABLE", message),
+        TypeCheckError::TimedOut(_) => failed("TYPE_CHECK_TIMED_OUT"),
+        TypeCheckError::OutOfMemory => failed("TYPE_CHECK_OUT_OF_MEMORY"),
+        TypeCheckError::Failed(_) => failed("TYPE_CHECK_FAILED"),
+        TypeCheckError::Broken(_) => internal(&message),
     }
 }
 

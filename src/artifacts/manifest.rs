@@ -21,6 +21,9 @@ pub struct Manifest {
     /// The key of the layer that `node_modules` points to.
     pub layer: Option<String>,
     pub node_version: String,
+    /// blake3 of what the tenant published, kept beside the tree. Empty: it was not kept, as before it could be.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub spec: String,
 }
 
 /// One transpiled source.

@@ -2,9 +2,11 @@
 //!
 //! ```text
 //! <data>/artifacts/<app>/<digest>/manifest.json
+//!                                 spec.json    what was published
 //!                                 layer → ../../../layers/<app>/<key>
 //!                                 tree/…, tree/node_modules → ../layer/node_modules
 //! <data>/layers/<app>/<key>/{layer.json, package.json, package-lock.json, node_modules/}
+//! <data>/tools/<name>/                        what the service installs for itself
 //! <data>/tmp/                                  everything that is not finished; emptied at start
 //! ```
 //! Links are relative, so that the data directory can be moved, and a sandbox can mount a tree and its layer side by side.
@@ -92,6 +94,19 @@ impl Artifacts {
         tempfile::Builder::new().prefix(prefix).tempdir_in(&tmp).map_err(Error::at("make a directory in", &tmp))
     }
 
+    /// Where a program that the service uses itself stands, once it does.
+    pub fn tool(&self, name: &str) -> PathBuf {
+        self.root.join("tools").join(name)
+    }
+
+    /// Gives a tool its place. Blocking.
+    ///
+    /// # Errors
+    /// The data directory cannot be written; nothing is left of it then.
+    pub fn keep_tool(&self, staged: TempDir, name: &str) -> Result<(), Error> {
+        self.keep(staged, &self.tool(name))
+    }
+
     fn artifact(&self, app: &AppId, digest: &str) -> PathBuf {
         let name = digest.strip_prefix("blake3:").unwrap_or(digest);
         self.root.join("artifacts").join(app.as_str()).join(name)
@@ -102,11 +117,17 @@ impl Artifacts {
         self.artifact(app, digest).join("tree")
     }
 
-    /// Writes an artifact, unless the same one is there. Blocking.
+    /// Writes an artifact, unless the same one is there. `spec` is what it came from. Blocking.
     ///
     /// # Errors
     /// A file could not be written; nothing is left of it then.
-    pub fn store(&self, app: &AppId, manifest: &Manifest, files: &BTreeMap<String, Bytes>) -> Result<Stored, Error> {
+    pub fn store(
+        &self,
+        app: &AppId,
+        manifest: &Manifest,
+        files: &BTreeMap<String, Bytes>,
+        spec: &[u8],
+    ) -> Result<Stored, Error> {
         let digest = manifest.digest();
         let target = self.artifact(app, &digest);
         let size_bytes = files.values().map(|content| content.len() as u64).sum();
@@ -127,6 +148,7 @@ impl Artifacts {
                 symlink(target, &link).map_err(Error::at("link", &link))?;
             }
         }
+        write_file(&staged.path().join("spec.json"), spec)?;
         write_file(&staged.path().join("manifest.json"), &manifest.to_json())?;
         self.keep(staged, &target)?;
         Ok(Stored { digest, size_bytes })
@@ -138,6 +160,23 @@ impl Artifacts {
         let path = self.artifact(app, digest).join("manifest.json");
         let text = fs::read(&path).map_err(Error::at("read", &path))?;
         serde_json::from_slice(&text).map_err(|err| Error::at("read", &path)(io::Error::other(err)))
+    }
+
+    /// What an artifact came from. `None`: that was not kept. Blocking.
+    ///
+    /// # Errors
+    /// It cannot be read, or is not what the manifest says.
+    pub fn spec(&self, app: &AppId, digest: &str) -> Result<Option<Vec<u8>>, Error> {
+        let kept = self.manifest(app, digest)?.spec;
+        if kept.is_empty() {
+            return Ok(None);
+        }
+        let path = self.artifact(app, digest).join("spec.json");
+        let spec = fs::read(&path).map_err(Error::at("read", &path))?;
+        if blake3::hash(&spec).to_hex().as_str() != kept {
+            return Err(Error::at("read", &path)(io::Error::other("it was changed")));
+        }
+        Ok(Some(spec))
     }
 
     /// Gives a staged directory its final name: synced first, so that the name never stands for less than all of it.
@@ -232,16 +271,31 @@ mod tests {
         let artifacts = Artifacts::open(data.path()).expect("open");
         let app: AppId = "demo".parse().expect("id");
         let files = BTreeMap::from([("lib/a.js".to_owned(), Bytes::from_static(b"1"))]);
-        let stored = artifacts.store(&app, &manifest("a"), &files).expect("store");
-        let again = artifacts.store(&app, &manifest("a"), &files).expect("store again");
+        let stored = artifacts.store(&app, &manifest("a"), &files, b"{}").expect("store");
+        let again = artifacts.store(&app, &manifest("a"), &files, b"{}").expect("store again");
         assert_eq!((stored.size_bytes, &stored.digest), (1, &again.digest));
         let tree = artifacts.tree(&app, &stored.digest);
         assert_eq!(fs::read(tree.join("lib/a.js")).expect("file"), b"1");
-        let other = artifacts.store(&app, &manifest("b"), &files).expect("store another");
+        let other = artifacts.store(&app, &manifest("b"), &files, b"{}").expect("store another");
         artifacts.sweep(&app, &BTreeSet::from([other.digest.clone()]), &BTreeSet::new()).expect("sweep");
         assert!(!tree.exists());
         assert_eq!(artifacts.manifest(&app, &other.digest).expect("manifest"), manifest("b"));
         assert_eq!(fs::read_dir(artifacts.tmp()).expect("tmp").count(), 0);
+    }
+
+    #[test]
+    fn what_was_published_is_read_back_unchanged_or_not_at_all() {
+        let data = tempfile::tempdir().expect("temp dir");
+        let artifacts = Artifacts::open(data.path()).expect("open");
+        let app: AppId = "demo".parse().expect("id");
+        let kept = Manifest { spec: blake3::hash(b"{}").to_hex().to_string(), ..manifest("a") };
+        let stored = artifacts.store(&app, &kept, &BTreeMap::new(), b"{}").expect("store");
+        assert_eq!(artifacts.spec(&app, &stored.digest).expect("read").as_deref(), Some(&b"{}"[..]));
+        let old = artifacts.store(&app, &manifest("b"), &BTreeMap::new(), b"{}").expect("store");
+        assert_eq!(artifacts.spec(&app, &old.digest).expect("read"), None);
+        let changed = Manifest { files: BTreeMap::new(), ..kept };
+        let changed = artifacts.store(&app, &changed, &BTreeMap::new(), b"{ }").expect("store");
+        assert!(artifacts.spec(&app, &changed.digest).is_err());
     }
 
     #[test]
@@ -255,7 +309,7 @@ mod tests {
         let layer = Layer { key: "k".into(), size_bytes: 1, files: 1, dependencies: BTreeMap::new() };
         artifacts.keep_layer(&app, staged, &layer).expect("keep");
         let manifest = Manifest { layer: Some("k".to_owned()), ..manifest("a") };
-        let stored = artifacts.store(&app, &manifest, &BTreeMap::new()).expect("store");
+        let stored = artifacts.store(&app, &manifest, &BTreeMap::new(), b"{}").expect("store");
         let after = data.path().join("after");
         fs::rename(&before, &after).expect("move");
         let tree = Artifacts::open(&after).expect("open").tree(&app, &stored.digest);

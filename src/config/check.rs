@@ -58,7 +58,7 @@ impl Config {
     }
 
     /// With the least each may be.
-    fn spans(&self) -> [(&'static str, Duration, Duration); 9] {
+    fn spans(&self) -> [(&'static str, Duration, Duration); 10] {
         [
             ("idempotency_window", self.idempotency_window, Duration::ZERO),
             ("wait_max", self.wait_max, MOMENT),
@@ -68,6 +68,7 @@ impl Config {
             ("worker_age_max", self.worker_age_max, MOMENT),
             ("history_retention", self.history_retention, MOMENT),
             ("install_timeout", self.install_timeout, MOMENT),
+            ("typecheck_timeout", self.typecheck_timeout, MOMENT),
             ("drain_timeout", self.drain_timeout, MOMENT),
         ]
     }
@@ -146,6 +147,7 @@ mod tests {
             ("worker_age_max", ["1ms", "3650days"], ["0s", "18446744073709551615s"]),
             ("history_retention", ["1ms", "3650days"], ["0s", "18446744073709551615s"]),
             ("install_timeout", ["1ms", "3650days"], ["0s", "18446744073709551615s"]),
+            ("typecheck_timeout", ["1ms", "3650days"], ["0s", "18446744073709551615s"]),
             ("drain_timeout", ["1ms", "3650days"], ["0s", "18446744073709551615s"]),
         ];
         for (name, good, bad) in table {

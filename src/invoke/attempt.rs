@@ -7,12 +7,13 @@ use tokio::time::Instant;
 
 use crate::model::{
     EventId, FailureKind, Function, FunctionFailure, Invocation, InvocationId, Outcome, RawJson, Timings, TriggerType,
+    decide,
 };
 use crate::pool::{self, Lease};
 use crate::serving::Served;
 use crate::worker::StartError;
 
-use super::{Error, Invoker, Ran, runnable, verdict};
+use super::{Error, Invoker, Ran, runnable};
 
 /// So often a pool that closed is asked again; and so much oftener than it has workers, which may all have died before they began.
 const TRIES_MAX: u32 = 4;
@@ -192,7 +193,7 @@ impl Invoker {
         cold_start: bool,
         timings: Timings,
     ) -> Ran {
-        let decision = verdict::decide(&function.failure_policy, outcome);
+        let decision = decide(&function.failure_policy, outcome);
         Ran {
             invocation_id: record.id,
             version: served.version.number,

@@ -7,6 +7,7 @@ mod invocation;
 mod isolation;
 mod limits;
 mod trigger;
+mod verdict;
 mod version;
 
 pub use ids::{AppId, EventId, IdError, InvocationId, VersionNumber};
@@ -17,6 +18,7 @@ pub use invocation::{
 pub use isolation::{Layer, LayerName, Mode, Report};
 pub use limits::{Limits, LimitsError};
 pub use trigger::{Catalogue, CatalogueError, Trigger, TriggerDeclaration, TriggerType};
+pub use verdict::{Decision, decide};
 pub use version::{
     Batch, FailureAction, FailurePolicy, Function, FunctionModule, Module, RetryPolicy, Version, VersionState,
 };

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
 use super::error::{InvalidSpec, short};
 use super::sources::{is_code, is_declaration};
@@ -12,7 +13,7 @@ use crate::model::{
 };
 
 /// What a request says about one function.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct FunctionDecl {
     /// In any spelling the catalogue knows.
     pub trigger_type: String,
@@ -29,7 +30,7 @@ pub struct FunctionDecl {
     pub batch: Option<BatchSpec>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Code {
     /// A path among the files.
     Entry(String),
@@ -38,7 +39,7 @@ pub enum Code {
 }
 
 /// `None`: the default of [`RetryPolicy`].
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RetrySpec {
     pub max_attempts: Option<u32>,
     pub initial_backoff: Option<Duration>,
@@ -47,14 +48,14 @@ pub struct RetrySpec {
 }
 
 /// `None`: the default, 100 events and 1 s.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BatchSpec {
     pub max_size: Option<u32>,
     pub max_wait: Option<Duration>,
 }
 
 /// `None`: DENY, or for `on_overload` the gRPC error.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FailurePolicySpec {
     pub on_error: Option<FailureAction>,
     pub on_timeout: Option<FailureAction>,
@@ -109,9 +110,6 @@ pub(super) fn resolve(
         let trigger = lookup(catalogue, "function", trigger_type.as_str(), "")?;
         functions.insert(trigger_type, describe(trigger, entry, FunctionDecl::default())?);
     }
-    if functions.is_empty() {
-        return Err(InvalidSpec::NoFunctions);
-    }
     Ok(functions.into_values().collect())
 }
 
@@ -144,7 +142,7 @@ fn discover(
 }
 
 /// The trigger type that a path names, if it is meant to be a function.
-fn function_name(path: &str) -> Option<&str> {
+pub(super) fn function_name(path: &str) -> Option<&str> {
     let name = path.strip_prefix("functions/")?;
     let helper = name.starts_with(['_', '.']) || name.contains(".test.") || name.contains(".spec.");
     if name.contains('/') || helper || !is_code(path) {
@@ -153,7 +151,7 @@ fn function_name(path: &str) -> Option<&str> {
     name.rsplit_once('.').map(|(stem, _)| stem)
 }
 
-fn lookup<'c>(
+pub(super) fn lookup<'c>(
     catalogue: &'c Catalogue,
     place: &str,
     spelling: &str,

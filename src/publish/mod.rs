@@ -5,6 +5,7 @@
 //! verifies, stores and activates. Start reading at `publisher.rs`.
 
 mod analysis;
+mod changes;
 mod compile;
 mod diagnostics;
 mod environment;
@@ -27,8 +28,10 @@ mod sources;
 mod tests;
 mod transpile;
 mod turns;
+mod typecheck;
 mod types;
 
+pub use changes::{Changes, Edit};
 pub use diagnostics::Diagnostic;
 pub use error::InvalidSpec;
 pub use functions::{BatchSpec, Code, FailurePolicySpec, FunctionDecl, RetrySpec};
@@ -37,7 +40,10 @@ pub use npm::{InstallError, InstallLimits, Npm};
 pub use package::PackageJson;
 pub use progress::Step;
 pub use project::{Project, ProjectSpec};
-pub use publisher::{Error, Publisher, Request, Settings};
+pub use publisher::{
+    Content, Draft, Error, Publisher, Rehearsed, ReplayRequest, ReplaySummary, Request, Settings, Verification,
+};
 pub use registry::{Limits as RegistryLimits, Proxy, Registries};
 pub use sources::SourceLimits;
 pub use transpile::{Built, ModuleKind, Unit, transpile};
+pub use typecheck::{Error as TypeCheckError, TypeCheck, TypeDiagnostic};

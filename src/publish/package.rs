@@ -72,12 +72,21 @@ pub(super) fn merge(file: Option<&[u8]>, requested: BTreeMap<String, String>) ->
     Ok(package)
 }
 
-fn parse(bytes: &[u8]) -> Result<PackageJson, InvalidSpec> {
+/// # Errors
+/// It is too large, or no JSON object.
+pub(super) fn read_object(bytes: &[u8]) -> Result<Map<String, Value>, InvalidSpec> {
     within("package.json (bytes)", bytes.len(), PACKAGE_JSON_BYTES_MAX)?;
-    let wrong = |problem: &str| InvalidSpec::PackageJson(problem.to_owned());
     let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
-    let value: Value = serde_json::from_slice(text).map_err(|err| InvalidSpec::PackageJson(err.to_string()))?;
-    let object = value.as_object().ok_or_else(|| wrong("it must be a JSON object"))?;
+    match serde_json::from_slice(text) {
+        Ok(Value::Object(object)) => Ok(object),
+        Ok(_) => Err(InvalidSpec::PackageJson("it must be a JSON object".to_owned())),
+        Err(err) => Err(InvalidSpec::PackageJson(err.to_string())),
+    }
+}
+
+fn parse(bytes: &[u8]) -> Result<PackageJson, InvalidSpec> {
+    let wrong = |problem: &str| InvalidSpec::PackageJson(problem.to_owned());
+    let object = &read_object(bytes)?;
     let (dependencies, optional) = (listed(object, "dependencies")?, listed(object, "optionalDependencies")?);
     let overrides = object.get("overrides").filter(|value| !value.is_null()).cloned();
     if overrides.as_ref().is_some_and(|value| !value.is_object()) {

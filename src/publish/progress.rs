@@ -4,6 +4,8 @@ use std::time::SystemTime;
 
 use tokio::sync::mpsc;
 
+use super::typecheck::{Report, TypeDiagnostic};
+
 /// Steps on their way to the caller; when it does not read, the newer ones are lost, never the publish.
 const STEPS_QUEUED_MAX: usize = 4096;
 
@@ -13,6 +15,8 @@ pub struct Step {
     pub phase: &'static str,
     pub message: String,
     pub at: SystemTime,
+    /// Of a type check.
+    pub diagnostics: Vec<TypeDiagnostic>,
 }
 
 /// Where the steps go.
@@ -33,7 +37,16 @@ impl Progress {
     }
 
     pub fn say(&self, phase: &'static str, message: &str) {
+        self.step(phase, message.to_owned(), Vec::new());
+    }
+
+    /// Type errors, all in one step.
+    pub fn diagnose(&self, phase: &'static str, report: &Report) {
+        self.step(phase, report.to_string(), report.diagnostics.clone());
+    }
+
+    fn step(&self, phase: &'static str, message: String, diagnostics: Vec<TypeDiagnostic>) {
         // A caller that hung up does not stop a publish.
-        let _ = self.steps.try_send(Step { phase, message: message.to_owned(), at: SystemTime::now() });
+        let _ = self.steps.try_send(Step { phase, message, at: SystemTime::now(), diagnostics });
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
 use super::environment;
 use super::error::InvalidSpec;
@@ -13,12 +14,14 @@ use super::registry::Registries;
 use super::sources::{self, SourceLimits, extension, is_code, within};
 use crate::model::{Catalogue, Function, Limits};
 
-/// A publish request as it came.
-#[derive(Debug, Clone, Default, PartialEq)]
+/// A publish request as it came. It is kept beside what it became, its secrets left out.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct ProjectSpec {
+    #[serde(with = "file_text")]
     pub files: BTreeMap<String, Bytes>,
     pub functions: Vec<FunctionDecl>,
     pub dependencies: BTreeMap<String, String>,
+    #[serde(skip)]
     pub environment: BTreeMap<String, String>,
     /// Inline; empty: `init.ts` or the like among the files, if there is one.
     pub initialization_script: String,
@@ -42,6 +45,8 @@ pub struct Project {
     pub scripts_allowed: Vec<String>,
     /// What was left out, and why.
     pub warnings: Vec<String>,
+    /// What all of this came from, but for the environment and the files that were left out.
+    pub spec: ProjectSpec,
 }
 
 const FUNCTIONS_MAX: usize = 500;
@@ -57,7 +62,9 @@ impl Project {
         registries: &Registries,
     ) -> Result<Self, InvalidSpec> {
         let mut warnings = Vec::new();
+        let mut kept = ProjectSpec { environment: BTreeMap::new(), ..spec.clone() };
         let mut files = sources::check(spec.files, limits, &mut warnings)?;
+        kept.files.clone_from(&files);
         within("the number of functions", spec.functions.len(), FUNCTIONS_MAX)?;
         let init = add_initialization(&mut files, spec.initialization_script)?;
         let functions = functions::resolve(&mut files, spec.functions, catalogue)?;
@@ -82,16 +89,59 @@ impl Project {
             environment: spec.environment,
             limits: spec.limits,
             warnings,
+            spec: kept,
         })
     }
+
+    /// # Errors
+    /// There is nothing that could run.
+    pub fn require_functions(&self) -> Result<(), InvalidSpec> {
+        if self.functions.is_empty() { Err(InvalidSpec::NoFunctions) } else { Ok(()) }
+    }
+}
+
+/// Files as text where they are text: what is kept can be read by people.
+mod file_text {
+    use std::collections::BTreeMap;
+
+    use base64::Engine;
+    use base64::engine::general_purpose::STANDARD;
+    use bytes::Bytes;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    #[derive(Serialize, Deserialize)]
+    #[serde(untagged)]
+    enum Content {
+        Text(String),
+        Binary { base64: String },
+    }
+
+    pub fn serialize<S: Serializer>(files: &BTreeMap<String, Bytes>, serializer: S) -> Result<S::Ok, S::Error> {
+        let content = |bytes: &Bytes| match std::str::from_utf8(bytes) {
+            Ok(text) => Content::Text(text.to_owned()),
+            Err(_) => Content::Binary { base64: STANDARD.encode(bytes) },
+        };
+        serializer.collect_map(files.iter().map(|(path, bytes)| (path, content(bytes))))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, Bytes>, D::Error> {
+        let files: BTreeMap<String, Content> = BTreeMap::deserialize(deserializer)?;
+        let bytes = |content| match content {
+            Content::Text(text) => Ok(Bytes::from(text)),
+            Content::Binary { base64 } => STANDARD.decode(base64).map(Bytes::from).map_err(serde::de::Error::custom),
+        };
+        files.into_iter().map(|(path, content)| Ok((path, bytes(content)?))).collect()
+    }
+}
+
+/// Whether a file is the initialization script by its name.
+pub(super) fn is_initialization(path: &str) -> bool {
+    path.starts_with("init.") && !path.contains('/') && is_code(path) && path.len() == 5 + extension(path).len()
 }
 
 fn add_initialization(files: &mut BTreeMap<String, Bytes>, inline: String) -> Result<Option<String>, InvalidSpec> {
     let wrong = |problem: String| Err(InvalidSpec::Initialization(problem));
-    let is_init = |path: &&String| {
-        path.starts_with("init.") && !path.contains('/') && is_code(path) && path.len() == 5 + extension(path).len()
-    };
-    let found: Vec<String> = files.keys().filter(is_init).cloned().collect();
+    let found: Vec<String> = files.keys().filter(|path| is_initialization(path)).cloned().collect();
     match (found.as_slice(), inline.trim().is_empty()) {
         ([first, second, ..], _) => wrong(format!("there are both {first} and {second}: keep one")),
         ([file], false) => wrong(format!("it is given inline and as {file}: keep one")),
@@ -173,7 +223,8 @@ mod tests {
         let dependency = |spec: &mut ProjectSpec| drop(spec.dependencies.insert("a".into(), "file:x".into()));
         assert_eq!(checked(dependency).map(|_| ()), Err("INVALID_DEPENDENCY"));
         assert_eq!(checked(|spec| add(spec, "../x")).map(|_| ()), Err("INVALID_PATH"));
-        assert_eq!(checked(|spec| spec.files.clear()).map(|_| ()), Err("NO_FUNCTIONS"));
+        let nothing = checked(|spec| spec.files.clear()).expect("an app without functions");
+        assert_eq!(nothing.require_functions().map_err(|err| err.reason()), Err("NO_FUNCTIONS"));
     }
 
     #[test]
@@ -210,6 +261,26 @@ mod tests {
         assert_eq!(inline("0123456789", "a"), Ok(()));
         assert_eq!(inline("0123456789a", "a"), Err("TOO_LARGE"));
         assert_eq!(inline("0", "functions"), Err("INVALID_PATH"));
+    }
+
+    #[test]
+    fn a_spec_is_kept_without_secrets_and_read_back() {
+        let project = checked(|spec| {
+            spec.files.insert("logo.png".into(), Bytes::from_static(&[0xff, 0, 0xfe]));
+            add(spec, ".npmrc");
+            spec.environment.insert("TOKEN".into(), "hunter2".into());
+            spec.functions = vec![FunctionDecl {
+                trigger_type: "UserSentMessage".into(),
+                timeout: Some(std::time::Duration::from_millis(1500)),
+                ..FunctionDecl::default()
+            }];
+        })
+        .expect("fine");
+        let text = serde_json::to_string(&project.spec).expect("plain data");
+        assert!(!text.contains("hunter2") && !text.contains(".npmrc"), "{text}");
+        let read: ProjectSpec = serde_json::from_str(&text).expect("our own");
+        assert_eq!(read, project.spec);
+        assert_eq!(read.files["logo.png"].as_ref(), [0xff, 0, 0xfe]);
     }
 
     proptest! {

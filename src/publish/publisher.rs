@@ -3,8 +3,12 @@
 //! A publish runs in a task of its own: a caller that hangs up does not stop it. Until the store's transaction at the end nothing
 //! refers to what was built, so a crash at any moment leaves the version before it serving; start-up removes the rest.
 
-mod changes;
+mod build;
 mod draft;
+mod error;
+mod lifecycle;
+mod rehearsal;
+mod replay;
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -13,26 +17,30 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use tokio::sync::{Semaphore, mpsc};
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::artifacts::{self, Artifacts};
-use crate::model::{AppId, Catalogue, FunctionFailure, Version, VersionNumber, VersionState};
-use crate::pool;
-use crate::serving::{self, Served, Serving};
-use crate::store::{self, BeginError, NewVersion, PublishKey, Store};
-use crate::worker::StartError;
+use crate::artifacts::Artifacts;
+use crate::model::{AppId, Catalogue, Version, VersionNumber, VersionState};
+use crate::serving::{self, Serving};
+use crate::store::{NewVersion, PublishKey, Store};
 
-use super::layer::{self, Installed, Installer};
-use super::npm::InstallError;
+use super::changes::Changes;
+use super::layer::Installer;
 use super::progress::{Progress, Step};
-use super::turns::{Build, Ticket, Turns};
-use super::{Built, InvalidSpec, Project, ProjectSpec, SourceLimits, transpile};
-use draft::{draft, manifest};
+use super::turns::{App, Build, Ticket, Turns};
+use super::typecheck::{Checker, TypeCheck};
+use super::{ProjectSpec, SourceLimits};
+use draft::draft;
+
+pub use error::Error;
+pub use rehearsal::{Draft, Rehearsed};
+pub use replay::{ReplayRequest, ReplaySummary, Verification};
 
 /// At a time.
 const TRANSPILES_MAX: usize = 2;
+/// So often changes are made again because another version was published meanwhile.
+const CHANGE_TRIES_MAX: u32 = 5;
 
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -42,93 +50,37 @@ pub struct Settings {
     pub builds_max: usize,
     /// For the candidate's first worker.
     pub verify_timeout: Duration,
+    /// For one run of the TypeScript compiler.
+    pub typecheck_timeout: Duration,
     pub source_limits: SourceLimits,
     /// The budget of all workers together: more than it could never be started.
     pub memory_bytes_max: u64,
     /// Only one app is served.
     pub single_tenant: bool,
+    /// For a worker of a draft, or of a replay.
+    pub wait_max: Duration,
+    /// Something keeps workers with `limits.egress` none from the network.
+    pub confines_egress: bool,
 }
 
 /// What is to be published.
 #[derive(Debug)]
 pub struct Request {
     pub app: AppId,
-    pub spec: ProjectSpec,
+    pub content: Content,
     pub activate: bool,
     /// Refuse unless this is the newest READY version (0: none).
     pub base: Option<VersionNumber>,
     pub key: Option<PublishKey>,
+    pub typecheck: TypeCheck,
+    pub verification: Option<Verification>,
 }
 
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum Error {
-    #[error(transparent)]
-    Invalid(#[from] InvalidSpec),
-    #[error("another version was published since: the newest is {newest}")]
-    BaseMoved { newest: VersionNumber },
-    #[error(
-        "this idempotency_key was used for another request, which became version {0}: use a new key for new content"
-    )]
-    KeyReused(VersionNumber),
-    #[error(
-        "app {other} is served here, and nothing keeps a second one from it (isolation.single_tenant; see `chatfn doctor`)"
-    )]
-    SingleTenant { other: AppId },
-    #[error(transparent)]
-    Install(#[from] InstallError),
-    /// The candidate does not load.
-    #[error("verification failed: {0}")]
-    Verify(FunctionFailure),
-    #[error("no worker was free to verify the version: {0}")]
-    AtCapacity(String),
-    /// The machine or the sandbox failed, not the tenant's code.
-    #[error("no worker could be started to verify the version: {0}")]
-    NoWorker(String),
-    /// Its pool retired meanwhile.
-    #[error("the version was unloaded while it was being verified: try again")]
-    Closed,
-    #[error("the app was deleted while version {0} was being built")]
-    AppDeleted(VersionNumber),
-    #[error("version {0} is active")]
-    Active(VersionNumber),
-    #[error("version {0} is being built")]
-    Building(VersionNumber),
-    #[error(
-        "version {0} still runs invocations that began before another was activated: delete it when they have ended"
-    )]
-    StillRunning(VersionNumber),
-    #[error("{events} queued events still need version {number}")]
-    NeededByEvents { number: VersionNumber, events: u64 },
-    #[error(transparent)]
-    Version(#[from] serving::Error),
-    #[error("too many publishes wait already")]
-    TooMany,
-    #[error("the service is shutting down")]
-    Draining,
-    #[error("the disk is full: {0}")]
-    DiskFull(String),
-    #[error("write the store: {0}")]
-    Store(#[from] store::Error),
-    #[error("{0}")]
-    Artifact(String),
-    #[error("a publish's task failed")]
-    Internal,
-}
-
-impl From<artifacts::Error> for Error {
-    fn from(err: artifacts::Error) -> Self {
-        if err.is_disk_full() { Self::DiskFull(err.to_string()) } else { Self::Artifact(err.to_string()) }
-    }
-}
-
-impl From<BeginError> for Error {
-    fn from(err: BeginError) -> Self {
-        match err {
-            BeginError::BaseMoved { newest } => Self::BaseMoved { newest },
-            BeginError::NotBuilding(number) => Self::Artifact(format!("version {number} is not being built any more")),
-            BeginError::Store(err) => Self::Store(err),
-        }
-    }
+#[derive(Debug)]
+pub enum Content {
+    Spec(ProjectSpec),
+    /// Of a version that there is. What comes out need not have a function.
+    Changes(Changes),
 }
 
 /// A handle; cheap to clone.
@@ -148,6 +100,7 @@ struct Shared {
     builds: Semaphore,
     /// A hostile source can cost the transpiler seconds and hundreds of MiB (see `prescan.rs`).
     transpiles: Semaphore,
+    checker: Checker,
     waiting: AtomicUsize,
     running: TaskTracker,
     stop: CancellationToken,
@@ -160,6 +113,18 @@ struct Plan<'a> {
     /// `None`: it is not to serve.
     ticket: Option<Ticket>,
     base: Option<VersionNumber>,
+    typecheck: TypeCheck,
+    verification: Option<Verification>,
+}
+
+/// What is asked of a publish beside its content.
+#[derive(Clone)]
+struct Wishes {
+    activate: bool,
+    base: Option<VersionNumber>,
+    key: Option<PublishKey>,
+    typecheck: TypeCheck,
+    verification: Option<Verification>,
 }
 
 impl Publisher {
@@ -172,6 +137,7 @@ impl Publisher {
         settings: Settings,
     ) -> Self {
         let builds = Semaphore::new(settings.builds_max);
+        let checker = Checker::new(settings.typecheck_timeout);
         let shared = Shared {
             store,
             artifacts,
@@ -182,6 +148,7 @@ impl Publisher {
             turns: Turns::default(),
             builds,
             transpiles: Semaphore::new(TRANSPILES_MAX),
+            checker,
             waiting: AtomicUsize::new(0),
             running: TaskTracker::new(),
             stop: CancellationToken::new(),
@@ -229,8 +196,86 @@ impl Publisher {
             return if request.activate { self.activate_again(&version, progress).await } else { Ok(version) };
         }
         self.check_only_app(&request.app).await?;
-        let (project, built) = self.compile(request.spec, progress).await?;
-        let mut version = draft(&request.app, &project, shared.installer.node_version());
+        let Request { app, content, activate, base, key, typecheck, verification } = request;
+        let wishes = Wishes { activate, base, key, typecheck, verification };
+        match content {
+            Content::Spec(spec) => self.publish_spec(&app, &state, spec, true, wishes, progress).await,
+            Content::Changes(changes) => self.publish_changes(&app, &state, changes, wishes, progress).await,
+        }
+    }
+
+    /// On top of what there is when its turn comes. What another publish adds meanwhile is not lost either: then it is made again, on
+    /// top of that.
+    async fn publish_changes(
+        &self,
+        app: &AppId,
+        state: &Arc<App>,
+        changes: Changes,
+        wishes: Wishes,
+        progress: &Progress,
+    ) -> Result<Version, Error> {
+        let _one_by_one = state.change().await;
+        for _ in 0..CHANGE_TRIES_MAX {
+            let newest = self.shared.store.newest_version(app).await?;
+            let (_, spec) = self.changed(app, changes.clone(), newest).await?;
+            let wishes = Wishes { base: wishes.base.or(Some(newest)), ..wishes.clone() };
+            let asked = wishes.base != Some(newest);
+            match self.publish_spec(app, state, spec, false, wishes, progress).await {
+                Err(Error::BaseMoved { newest }) if !asked => {
+                    let message = format!("version {newest} was published meanwhile: making the changes again");
+                    progress.say("validate", &message);
+                }
+                ended => return ended,
+            }
+        }
+        Err(Error::ChangesOvertaken { tries: CHANGE_TRIES_MAX })
+    }
+
+    /// What changes make of the version they start from, and which one that is.
+    async fn changed(
+        &self,
+        app: &AppId,
+        changes: Changes,
+        newest: VersionNumber,
+    ) -> Result<(Option<VersionNumber>, ProjectSpec), Error> {
+        let active = self.shared.store.app(app).await?.and_then(|app| app.active);
+        let start = changes.version.or(active).or((newest.0 > 0).then_some(newest));
+        let mut spec = ProjectSpec::default();
+        if let Some(number) = start {
+            spec = self.spec(app, number).await?;
+            spec.environment = self.shared.store.environment(app, number).await?;
+        }
+        Ok((start, changes.apply(spec, &self.shared.catalogue)?))
+    }
+
+    /// What a version was published from, its environment left out.
+    ///
+    /// # Errors
+    /// There is no such version, or that was not kept.
+    pub async fn spec(&self, app: &AppId, number: VersionNumber) -> Result<ProjectSpec, Error> {
+        let unknown = || serving::Error::UnknownVersion { app: app.clone(), number };
+        let version = self.shared.store.version(app, number).await?.ok_or_else(unknown)?;
+        if version.state != VersionState::Ready {
+            return Err(Error::NoSources(number));
+        }
+        let (artifacts, app) = (self.shared.artifacts.clone(), app.clone());
+        let read = tokio::task::spawn_blocking(move || artifacts.spec(&app, &version.digest));
+        let text = read.await.map_err(|_| Error::Internal)??.ok_or(Error::NoSources(number))?;
+        serde_json::from_slice(&text).map_err(|err| Error::Artifact(format!("read a version's sources: {err}")))
+    }
+
+    async fn publish_spec(
+        &self,
+        app: &AppId,
+        state: &Arc<App>,
+        spec: ProjectSpec,
+        functions_required: bool,
+        wishes: Wishes,
+        progress: &Progress,
+    ) -> Result<Version, Error> {
+        let shared = &self.shared;
+        let (project, built) = self.compile(spec, functions_required, progress).await?;
+        let mut version = draft(app, &project, shared.installer.node_version());
         let (build, ticket) = {
             let _turn = state.turn().await;
             version.number = shared
@@ -239,30 +284,43 @@ impl Publisher {
                     version: version.clone(),
                     environment: project.environment.clone(),
                     deps_digest: shared.installer.request_digest(&project),
-                    publish_key: request.key,
-                    base: request.base,
+                    publish_key: wishes.key,
+                    base: wishes.base,
                 })
                 .await?;
-            (state.begin_build(), request.activate.then(|| state.ticket()))
+            (state.begin_build(), wishes.activate.then(|| state.ticket()))
         };
-        let stopped = build.stop();
-        let plan = Plan { build: &build, ticket, base: request.base };
-        let building = self.build(&project, &built, version.clone(), plan, progress);
-        // A panic must not leave the version BUILDING: nobody could delete it before the next start.
-        let building = AssertUnwindSafe(building).catch_unwind();
-        let result = tokio::select! {
-            result = building => match result.unwrap_or(Err(Error::Internal)) {
-                // Its worker was stopped, as everything is: which of the two is seen first is chance.
-                Err(Error::Closed) if shared.stop.is_cancelled() => Err(Error::Draining),
-                result => result,
-            },
-            () = shared.stop.cancelled() => Err(Error::Draining),
-            () = stopped.cancelled() => Err(Error::AppDeleted(version.number)),
-        };
+        let number = version.number;
+        let Wishes { base, typecheck, verification, .. } = wishes;
+        let plan = Plan { build: &build, ticket, base, typecheck, verification };
+        let building = self.build(&project, &built, version, plan, progress);
+        let result = self.until_stopped(&build, number, building).await;
         if let Err(err) = &result {
-            self.clean_up(&request.app, version.number, &build, err).await;
+            self.clean_up(app, number, &build, err).await;
         }
         result
+    }
+
+    /// A build's work, unless the service stops or the app is deleted meanwhile.
+    async fn until_stopped<T>(
+        &self,
+        build: &Build,
+        number: VersionNumber,
+        work: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
+        let stop = &self.shared.stop;
+        let deleted = build.stop();
+        // A panic must not leave the version BUILDING: nobody could delete it before the next start.
+        let work = AssertUnwindSafe(work).catch_unwind();
+        tokio::select! {
+            result = work => match result.unwrap_or(Err(Error::Internal)) {
+                // Its worker was stopped, as everything is: which of the two is seen first is chance.
+                Err(Error::Closed) if stop.is_cancelled() => Err(Error::Draining),
+                result => result,
+            },
+            () = stop.cancelled() => Err(Error::Draining),
+            () = deleted.cancelled() => Err(Error::AppDeleted(number)),
+        }
     }
 
     async fn published_before(
@@ -318,133 +376,5 @@ impl Publisher {
         apps.into_iter()
             .find(|other| other.id != *app)
             .map_or(Ok(()), |other| Err(Error::SingleTenant { other: other.id }))
-    }
-
-    async fn compile(&self, spec: ProjectSpec, progress: &Progress) -> Result<(Project, Built), Error> {
-        let _turn = self.shared.transpiles.acquire().await.map_err(|_| Error::Draining)?;
-        let shared = Arc::clone(&self.shared);
-        let progress = progress.clone();
-        let compiled = tokio::task::spawn_blocking(move || {
-            let registries = shared.installer.registries();
-            let project = Project::check(spec, &shared.catalogue, &shared.settings.source_limits, registries)?;
-            let memory_bytes = project.limits.memory_bytes;
-            if memory_bytes > shared.settings.memory_bytes_max {
-                let what = "limits.memory_bytes (against the service's memory_budget_bytes)".to_owned();
-                let limit = shared.settings.memory_bytes_max;
-                return Err(InvalidSpec::TooLarge { what, actual: memory_bytes, limit }.into());
-            }
-            for warning in &project.warnings {
-                progress.say("validate", warning);
-            }
-            progress.say("transpile", &format!("transpiling {} files", project.files.len()));
-            let built = transpile(&project)?;
-            Ok((project, built))
-        });
-        compiled.await.map_err(|_| Error::Internal)?
-    }
-
-    async fn build(
-        &self,
-        project: &Project,
-        built: &Built,
-        mut version: Version,
-        plan: Plan<'_>,
-        progress: &Progress,
-    ) -> Result<Version, Error> {
-        let shared = &self.shared;
-        let installed = self.install(project, &version.app, plan.build, progress).await?;
-        let manifest = manifest(&shared.catalogue, project, built, installed.as_ref(), shared.installer.node_version());
-        if let Some(installed) = installed {
-            version.layer = installed.key;
-            version.layer_size_bytes = installed.size_bytes;
-            version.dependencies = installed.dependencies;
-        }
-        progress.say("verify", "loading the version in a worker");
-        plan.build.pin_digest(&manifest.digest()).await;
-        let stored = {
-            let (artifacts, app, manifest) = (shared.artifacts.clone(), version.app.clone(), manifest.clone());
-            let files = built.files.clone();
-            let store = tokio::task::spawn_blocking(move || artifacts.store(&app, &manifest, &files));
-            store.await.map_err(|_| Error::Internal)??
-        };
-        version.digest = stored.digest;
-        version.size_bytes = stored.size_bytes;
-        version.state = VersionState::Ready;
-        let served = shared.serving.prepare(version.clone(), project.environment.clone(), &manifest);
-        // The worker that proves the version is the one that serves its first invocation.
-        let finished = match self.verify(&served.pool).await {
-            Ok(()) => self.finish(&served, plan, progress).await,
-            Err(err) => Err(err),
-        };
-        match finished {
-            Ok(()) => Ok(version),
-            Err(err) => {
-                served.pool.kill().await;
-                Err(err)
-            }
-        }
-    }
-
-    /// Makes a verified version READY and, if it is to serve, moves traffic to it.
-    async fn finish(&self, served: &Arc<Served>, plan: Plan<'_>, progress: &Progress) -> Result<(), Error> {
-        let (shared, version) = (&self.shared, &served.version);
-        let state = shared.turns.of(&version.app);
-        let _turn = state.turn().await;
-        progress.say("store", &format!("storing version {}", version.number));
-        let ticket = plan.ticket.filter(|ticket| state.may_activate(*ticket));
-        shared.store.finish_version(version, ticket.is_some(), plan.base).await?;
-        if let Some(ticket) = ticket {
-            progress.say("activate", &format!("version {} is active", version.number));
-            shared.serving.promote(served).await;
-            state.activated(ticket);
-            return Ok(());
-        }
-        if plan.ticket.is_some() {
-            let message = "another version was activated since this publish began: that one goes on serving";
-            progress.say("activate", &format!("version {} is READY; {message}", version.number));
-        }
-        served.pool.retire().await;
-        Ok(())
-    }
-
-    async fn install(
-        &self,
-        project: &Project,
-        app: &AppId,
-        build: &Build,
-        progress: &Progress,
-    ) -> Result<Option<Installed>, Error> {
-        let shared = &self.shared;
-        let wanted = shared.installer.names(project);
-        if wanted.is_empty() {
-            progress.say("install", "no dependencies");
-            return Ok(None);
-        }
-        if let Some(before) = shared.store.layer_for(app, &shared.installer.request_digest(project)).await? {
-            build.pin_layer(&before.layer).await;
-            if let Some(layer) = shared.artifacts.layer(app, &before.layer) {
-                progress.say("install", &format!("reusing the dependencies of version {}", before.number));
-                return Ok(Some(layer));
-            }
-        }
-        let _turn = match shared.builds.try_acquire() {
-            Ok(turn) => turn,
-            Err(_) => {
-                progress.say("install", "waiting for other installs to finish");
-                shared.builds.acquire().await.map_err(|_| Error::Draining)?
-            }
-        };
-        progress.say("install", &format!("installing {} dependencies with npm", wanted.len()));
-        Ok(Some(layer::install(&shared.installer, &shared.artifacts, app, project, build, progress).await?))
-    }
-
-    async fn verify(&self, pool: &pool::Pool) -> Result<(), Error> {
-        match pool.warm(Instant::now() + self.shared.settings.verify_timeout).await {
-            Ok(()) => Ok(()),
-            Err(pool::Error::NotStarted(StartError::Init(failure))) => Err(Error::Verify(failure)),
-            Err(pool::Error::NotStarted(err)) => Err(Error::NoWorker(err.to_string())),
-            Err(pool::Error::Retired) => Err(Error::Closed),
-            Err(err @ (pool::Error::QueueFull | pool::Error::TimedOut)) => Err(Error::AtCapacity(err.to_string())),
-        }
     }
 }

@@ -25,6 +25,7 @@ pub(super) struct Ticket(u64);
 #[derive(Default)]
 pub(super) struct App {
     turn: tokio::sync::Mutex<()>,
+    changes: tokio::sync::Mutex<()>,
     state: Mutex<State>,
     build_ended: Notify,
 }
@@ -63,6 +64,11 @@ impl App {
     /// The right to change store, routes and files together. Never held during a build.
     pub async fn turn(&self) -> tokio::sync::MutexGuard<'_, ()> {
         self.turn.lock().await
+    }
+
+    /// Changes are made one after the other, builds included: each starts from what the one before made. Taken before a turn.
+    pub async fn change(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.changes.lock().await
     }
 
     /// One publish at a time for each idempotency key.

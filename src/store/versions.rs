@@ -136,6 +136,13 @@ impl Store {
         row.as_ref().map(decode).transpose()
     }
 
+    /// The newest READY one; 0: there is none.
+    pub async fn newest_version(&self, app: &AppId) -> Result<VersionNumber, Error> {
+        let sql = "SELECT COALESCE(MAX(number), 0) AS newest FROM versions WHERE app_id = $1 AND state = 1";
+        let query = sqlx::query(sql).bind(app.as_str());
+        get_version(&query.fetch_one(self.read()).await.map_err(during("find the newest version"))?, "newest")
+    }
+
     /// Newest first, in every state.
     pub async fn list_versions(
         &self,

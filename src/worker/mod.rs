@@ -52,6 +52,7 @@ const LAYER: &str = "/layer";
 const SHIM: &str = "/shim";
 
 /// How this service runs workers.
+#[derive(Clone)]
 pub struct Config {
     pub sandbox: Sandbox,
     /// The Node binary.

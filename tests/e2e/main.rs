@@ -2,6 +2,7 @@
 
 mod activation;
 mod cgroup;
+mod changes;
 mod commands;
 mod concurrent;
 mod crash;
@@ -33,5 +34,7 @@ mod settings;
 mod shutdown;
 mod smoke;
 mod tampering;
+mod trials;
+mod typecheck;
 mod verify;
 mod versions;

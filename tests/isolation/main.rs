@@ -20,6 +20,7 @@ mod processes;
 #[path = "../e2e/publish_request.rs"]
 #[allow(dead_code, reason = "shared with the end-to-end tests")]
 mod publish_request;
+mod replays;
 mod resources;
 mod syscalls;
 mod tenant;

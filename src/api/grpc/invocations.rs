@@ -130,6 +130,24 @@ impl InvocationService for Invocations {
         let follower = Follower { live, app: app.id, filter, drain: self.0.drain.clone(), missed: VecDeque::new() };
         Ok(Response::new(Box::pin(stored.chain(follower.stream().map(shown)))))
     }
+
+    async fn test_function(
+        &self,
+        request: Request<proto::TestFunctionRequest>,
+    ) -> Result<Response<proto::TestFunctionResponse>, Status> {
+        self.0.test_function(request.into_inner()).await.map(Response::new)
+    }
+
+    type ReplayInvocationsStream = Streamed<proto::ReplayInvocationsResponse>;
+
+    async fn replay_invocations(
+        &self,
+        request: Request<proto::ReplayInvocationsRequest>,
+    ) -> Result<Response<Self::ReplayInvocationsStream>, Status> {
+        let request = request.into_inner();
+        let trigger_type = self.trigger_filter(&request.trigger_type)?;
+        self.0.replay_invocations(request, trigger_type).await.map(Response::new)
+    }
 }
 
 /// The `x-chatfn-hops` header: functions that led to the event, one by another's doing.

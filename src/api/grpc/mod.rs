@@ -3,6 +3,7 @@
 mod apps;
 mod events;
 mod invocations;
+mod trials;
 mod versions;
 
 use std::pin::Pin;

@@ -7,12 +7,14 @@ use tonic::{Request, Response, Status};
 
 use crate::api::convert::{self, non_empty, page, page_size, page_token, version_number};
 use crate::api::status::{invalid, with_reason};
-use crate::model::{AppId, VersionNumber};
+use crate::declarations::{FILE_NAME, Sdk, declarations};
+use crate::model::{AppId, Version, VersionNumber};
 use crate::proto::publish_version_response::Event;
 use crate::proto::{self, version_service_server::VersionService};
-use crate::publish;
+use crate::publish::{self, Content, Verification};
 use crate::store::PublishKey;
 
+use super::trials::replay_last;
 use super::{Streamed, Versions};
 
 const KEY_BYTES_MAX: usize = 256;
@@ -31,19 +33,29 @@ impl VersionService for Versions {
         if request.idempotency_key.len() > KEY_BYTES_MAX {
             return Err(invalid("KEY_TOO_LONG", format!("idempotency_key has more than {KEY_BYTES_MAX} bytes")));
         }
-        let spec = request.spec.ok_or_else(|| invalid("NO_SPEC", "spec is missing: it says what to publish"))?;
         let activate = request.activate.unwrap_or(true);
-        let key = non_empty(request.idempotency_key).map(|key| {
-            // The content as it is encoded: the order of a map's entries on the wire does not count, nor do fields to come.
-            let digest = blake3::hash(&spec.encode_to_vec()).to_hex().to_string();
-            PublishKey { key, digest }
-        });
+        // The content as it is encoded: the order of a map's entries on the wire does not count, nor do fields to come.
+        let digest = |encoded: Vec<u8>| blake3::hash(&encoded).to_hex().to_string();
+        let (content, digest) = match (request.spec, request.changes) {
+            (Some(spec), None) => {
+                let digest = digest(spec.encode_to_vec());
+                (Content::Spec(convert::project_spec(spec)?), digest)
+            }
+            (None, Some(changes)) => {
+                let digest = digest(changes.encode_to_vec());
+                (Content::Changes(convert::changes(changes)?), digest)
+            }
+            (None, None) => return Err(invalid("NO_SPEC", "spec is missing: it says what to publish")),
+            (Some(_), Some(_)) => return Err(invalid("SPEC_AND_CHANGES", "give either spec or changes, not both")),
+        };
         let (steps, task) = self.0.publisher.publish(publish::Request {
             app: app.clone(),
-            spec: convert::project_spec(spec)?,
+            content,
             activate,
             base: request.base_version.map(VersionNumber),
-            key,
+            key: non_empty(request.idempotency_key).map(|key| PublishKey { key, digest }),
+            typecheck: convert::type_check(request.typecheck)?,
+            verification: request.verification.map(verification).transpose()?.flatten(),
         });
         let store = self.0.store.clone();
         let last = async move {
@@ -78,12 +90,23 @@ impl VersionService for Versions {
         let request = request.into_inner();
         let app = self.0.app(&request.app_id.parse()?).await?;
         let number = version_number(request.version)?;
-        let unknown = || {
-            let message = format!("app {} has no version {number}", app.id);
-            with_reason(tonic::Code::NotFound, "VERSION_NOT_FOUND", message)
-        };
-        let version = self.0.store.version(&app.id, number).await?.ok_or_else(unknown)?;
+        let version = self.version_of(&app.id, number).await?;
         Ok(Response::new(proto::GetVersionResponse { version: Some(convert::version(version, app.active)) }))
+    }
+
+    async fn get_declarations(
+        &self,
+        request: Request<proto::GetDeclarationsRequest>,
+    ) -> Result<Response<proto::GetDeclarationsResponse>, Status> {
+        let request = request.into_inner();
+        let app = self.0.app(&request.app_id.parse()?).await?;
+        let number = if request.version == 0 { app.active } else { Some(version_number(request.version)?) };
+        let environment = match number {
+            Some(number) => self.version_of(&app.id, number).await?.environment_names,
+            None => Vec::new(),
+        };
+        let content = declarations(&self.0.catalogue, Some(&Sdk::default()), &environment);
+        Ok(Response::new(proto::GetDeclarationsResponse { content, file_name: FILE_NAME.to_owned() }))
     }
 
     async fn activate_version(
@@ -110,4 +133,31 @@ impl VersionService for Versions {
         self.0.publisher.delete_version(&app.id, version_number(request.version)?).await?;
         Ok(Response::new(proto::DeleteVersionResponse {}))
     }
+
+    async fn get_version_spec(
+        &self,
+        request: Request<proto::GetVersionSpecRequest>,
+    ) -> Result<Response<proto::GetVersionSpecResponse>, Status> {
+        let request = request.into_inner();
+        let app = self.0.app(&request.app_id.parse()?).await?;
+        let spec = self.0.publisher.spec(&app.id, version_number(request.version)?).await?;
+        Ok(Response::new(proto::GetVersionSpecResponse { spec: Some(convert::project_spec_to(spec)) }))
+    }
+}
+
+impl Versions {
+    async fn version_of(&self, app: &AppId, number: VersionNumber) -> Result<Version, Status> {
+        let unknown = || {
+            let message = format!("app {app} has no version {number}");
+            with_reason(tonic::Code::NotFound, "VERSION_NOT_FOUND", message)
+        };
+        self.0.store.version(app, number).await?.ok_or_else(unknown)
+    }
+}
+
+/// `None`: no gate is asked for.
+fn verification(asked: proto::Verification) -> Result<Option<Verification>, Status> {
+    let last = replay_last(asked.replay_last)?;
+    let verification = Verification { last, changed_max: asked.max_changed, allow_egress: asked.allow_egress };
+    Ok((last > 0).then_some(verification))
 }

@@ -40,6 +40,7 @@ pub(super) fn manifest(
     built: &Built,
     layer: Option<&Installed>,
     node_version: &str,
+    spec: &[u8],
 ) -> Manifest {
     let module = |source: &str| {
         let unit = built.units.iter().find(|unit| unit.source == source);
@@ -75,5 +76,6 @@ pub(super) fn manifest(
         settings: serde_json::to_string(&settings).expect("plain data serializes"),
         layer: layer.map(|layer| layer.key.clone()),
         node_version: node_version.to_owned(),
+        spec: blake3::hash(spec).to_hex().to_string(),
     }
 }

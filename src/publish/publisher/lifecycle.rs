@@ -17,10 +17,15 @@ const DELETE_PATIENCE: Duration = Duration::from_secs(5);
 impl Publisher {
     /// After a build that failed.
     pub(super) async fn clean_up(&self, app: &AppId, number: VersionNumber, build: &Build, err: &Error) {
-        build.unpin();
         if let Err(err) = self.shared.store.fail_version(app, number, &err.to_string()).await {
             tracing::error!(%app, version = %number, %err, "failed to mark a version as failed; the next start does");
         }
+        self.sweep_after(app, build).await;
+    }
+
+    /// After a build whose files nothing is to refer to.
+    pub(super) async fn sweep_after(&self, app: &AppId, build: &Build) {
+        build.unpin();
         let state = self.shared.turns.of(app);
         let _turn = state.turn().await;
         self.sweep(app, &state).await;
@@ -88,7 +93,7 @@ impl Publisher {
         self.detached(async move { this.delete_app_now(&app).await }).await
     }
 
-    async fn detached<T: Send + 'static>(
+    pub(super) async fn detached<T: Send + 'static>(
         &self,
         work: impl Future<Output = Result<T, Error>> + Send + 'static,
     ) -> Result<T, Error> {

@@ -1,15 +1,18 @@
 //! What a blocking trigger's caller is told. The table of design.md, "Verdicts".
 
-use crate::model::{DecidedBy, FailureAction, FailureKind, FailurePolicy, Outcome, RawJson, Verdict};
+use super::{DecidedBy, FailureAction, FailureKind, FailurePolicy, Outcome, RawJson, Verdict};
 
-pub(super) struct Decision {
+/// An outcome, and what follows from it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Decision {
+    /// The policy's default in place of a failure, where it has one.
     pub outcome: Outcome,
     pub verdict: Verdict,
     pub decided_by: DecidedBy,
 }
 
 /// Returning allows, `deny` denies; a failure follows the policy for its cause.
-pub(super) fn decide(policy: &FailurePolicy, outcome: Outcome) -> Decision {
+pub fn decide(policy: &FailurePolicy, outcome: Outcome) -> Decision {
     let (verdict, decided_by) = match &outcome {
         Outcome::Result(_) => (Verdict::Allow, DecidedBy::Function),
         Outcome::Denied(_) => (Verdict::Deny, DecidedBy::Function),

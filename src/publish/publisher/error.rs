@@ -1,0 +1,109 @@
+//! Why a publish, or a change to the versions that there are, is refused or fails.
+
+use crate::artifacts;
+use crate::model::{AppId, FunctionFailure, VersionNumber};
+use crate::publish::InvalidSpec;
+use crate::publish::npm::InstallError;
+use crate::publish::typecheck;
+use crate::serving;
+use crate::store::{self, BeginError};
+use crate::trial;
+
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Invalid(#[from] InvalidSpec),
+    #[error("another version was published since: the newest is {newest}")]
+    BaseMoved { newest: VersionNumber },
+    #[error(
+        "this idempotency_key was used for another request, which became version {0}: use a new key for new content"
+    )]
+    KeyReused(VersionNumber),
+    #[error(
+        "app {other} is served here, and nothing keeps a second one from it (isolation.single_tenant; see `chatfn doctor`)"
+    )]
+    SingleTenant { other: AppId },
+    #[error(transparent)]
+    Install(#[from] InstallError),
+    #[error(transparent)]
+    TypeCheck(#[from] typecheck::Error),
+    /// The candidate does not load.
+    #[error("verification failed: {0}")]
+    Verify(FunctionFailure),
+    #[error("no worker was free to verify the version: {0}")]
+    AtCapacity(String),
+    /// The machine or the sandbox failed, not the tenant's code.
+    #[error("no worker could be started to verify the version: {0}")]
+    NoWorker(String),
+    /// Its pool retired meanwhile.
+    #[error("the version was unloaded while it was being verified: try again")]
+    Closed,
+    #[error(
+        "{changed} of {replayed} recorded invocations came out otherwise, and verification.max_changed is {max}: {first}"
+    )]
+    ReplayChanged { replayed: u32, changed: u32, max: u32, first: String },
+    /// Nothing keeps a replay's requests in.
+    #[error(
+        "nothing here keeps a function from the network (see `chatfn doctor`, layer network), so a replay could send what it should not: allow_egress accepts that"
+    )]
+    EgressNotConfined,
+    #[error(
+        "version {0} has no sources to start from (it is not READY, or it was published before they were kept): publish the whole project once"
+    )]
+    NoSources(VersionNumber),
+    #[error("other publishes kept coming while the changes were made, {tries} times: try again")]
+    ChangesOvertaken { tries: u32 },
+    #[error("the app was deleted while version {0} was being built")]
+    AppDeleted(VersionNumber),
+    #[error("version {0} is active")]
+    Active(VersionNumber),
+    #[error("version {0} is being built")]
+    Building(VersionNumber),
+    #[error(
+        "version {0} still runs invocations that began before another was activated: delete it when they have ended"
+    )]
+    StillRunning(VersionNumber),
+    #[error("{events} queued events still need version {number}")]
+    NeededByEvents { number: VersionNumber, events: u64 },
+    #[error(transparent)]
+    Version(#[from] serving::Error),
+    #[error("too many publishes wait already")]
+    TooMany,
+    #[error("the service is shutting down")]
+    Draining,
+    #[error("the disk is full: {0}")]
+    DiskFull(String),
+    #[error("write the store: {0}")]
+    Store(#[from] store::Error),
+    #[error("{0}")]
+    Artifact(String),
+    #[error("a publish's task failed")]
+    Internal,
+}
+
+impl From<artifacts::Error> for Error {
+    fn from(err: artifacts::Error) -> Self {
+        if err.is_disk_full() { Self::DiskFull(err.to_string()) } else { Self::Artifact(err.to_string()) }
+    }
+}
+
+impl From<BeginError> for Error {
+    fn from(err: BeginError) -> Self {
+        match err {
+            BeginError::BaseMoved { newest } => Self::BaseMoved { newest },
+            BeginError::NotBuilding(number) => Self::Artifact(format!("version {number} is not being built any more")),
+            BeginError::Store(err) => Self::Store(err),
+        }
+    }
+}
+
+impl From<trial::Error> for Error {
+    fn from(err: trial::Error) -> Self {
+        match err {
+            trial::Error::AtCapacity(message) => Self::AtCapacity(message),
+            trial::Error::NoWorker(message) => Self::NoWorker(message),
+            trial::Error::Closed => Self::Closed,
+            trial::Error::Store(err) => Self::Store(err),
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! Runs a draft of a function once, against the runtime that serves.
+
+use std::time::Duration;
+
+use super::draft::draft as draft_of;
+use super::{Error, Publisher};
+use crate::model::{
+    AppId, Decision, Function, InvocationId, LogLine, RawJson, Timings, TriggerType, VersionNumber, decide,
+};
+use crate::publish::changes::{Changes, is_of};
+use crate::publish::functions::{Code, FunctionDecl};
+use crate::publish::progress::Progress;
+use crate::publish::{InvalidSpec, ProjectSpec};
+use crate::serving;
+use crate::trial::{Event, LINES_MAX, Trial, Tried};
+
+/// A function that nobody has published yet.
+#[derive(Debug)]
+pub struct Draft {
+    pub app: AppId,
+    pub trigger_type: TriggerType,
+    /// Empty: the function as it is.
+    pub source: String,
+    pub language: String,
+    /// Checked by the caller.
+    pub event: RawJson,
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub struct Rehearsed {
+    /// Whose runtime it was; `None`: the app has no version yet.
+    pub version: Option<VersionNumber>,
+    pub decision: Decision,
+    pub timings: Timings,
+    pub cpu_time: Duration,
+    pub peak_memory_bytes: u64,
+    pub lines: Vec<LogLine>,
+    pub warnings: Vec<String>,
+}
+
+impl Publisher {
+    /// Runs a draft in a worker of its own. Nothing is published or recorded.
+    ///
+    /// # Errors
+    /// As a publish, for what is wrong with the draft; and where there is no worker.
+    ///
+    /// # Cancel safety
+    /// A caller that hangs up does not stop it.
+    pub async fn rehearse(&self, draft: Draft) -> Result<Rehearsed, Error> {
+        let this = self.clone();
+        // It leaves files to be swept.
+        self.detached(async move { this.rehearse_now(draft).await }).await
+    }
+
+    async fn rehearse_now(&self, draft: Draft) -> Result<Rehearsed, Error> {
+        let shared = &self.shared;
+        let _waiting = self.wait_in_line()?;
+        let app = &draft.app;
+        if shared.store.app(app).await?.is_none() {
+            return Err(serving::Error::UnknownApp(app.to_string()).into());
+        }
+        let newest = shared.store.newest_version(app).await?;
+        let (start, mut spec) = self.changed(app, Changes::default(), newest).await?;
+        self.put_draft(&mut spec, &draft);
+        let (progress, _nobody_watches) = Progress::new();
+        let (project, built) = self.compile(spec, true, &progress).await?;
+        let function = project.functions.iter().find(|function| function.trigger_type == draft.trigger_type).cloned();
+        let function = function.ok_or_else(|| InvalidSpec::EntryNotFound {
+            trigger_type: draft.trigger_type.to_string(),
+            problem: "the active version has no such function: give a source".to_owned(),
+        })?;
+        let mut version = draft_of(app, &project, shared.installer.node_version());
+        version.number = start.unwrap_or(VersionNumber(0));
+        let build = {
+            let state = shared.turns.of(app);
+            let _turn = state.turn().await;
+            state.begin_build()
+        };
+        let work = async {
+            let manifest = self.assemble(&project, &built, &mut version, &build, &progress).await?;
+            let environment = project.environment.clone();
+            let wait_max = shared.settings.wait_max;
+            let trial = Trial::start(&shared.serving, version.clone(), environment, &manifest, LINES_MAX, wait_max);
+            let event = Event { invocation: InvocationId::new(), attempt: 1, json: draft.event.clone() };
+            let tried = trial.run(&function, event).await;
+            let lines = trial.end().await;
+            Ok(rehearsed(&function, tried?, lines))
+        };
+        let result = self.until_stopped(&build, start.unwrap_or(VersionNumber(0)), work).await;
+        self.sweep_after(app, &build).await;
+        result.map(|rehearsed| Rehearsed { version: start, warnings: project.warnings, ..rehearsed })
+    }
+
+    /// In the place of the function that is there, with its settings. A draft is run although the function is disabled.
+    fn put_draft(&self, spec: &mut ProjectSpec, draft: &Draft) {
+        let catalogue = &self.shared.catalogue;
+        let found = spec.functions.iter().position(|of| is_of(catalogue, &of.trigger_type, &draft.trigger_type));
+        let mut function = found.map_or_else(FunctionDecl::default, |at| spec.functions.remove(at));
+        function.trigger_type = draft.trigger_type.to_string();
+        function.disabled = false;
+        if !draft.source.is_empty() {
+            crate::publish::changes::remove_files(&mut spec.files, catalogue, &draft.trigger_type, None);
+            function.code = Some(Code::Source(draft.source.clone()));
+            function.language.clone_from(&draft.language);
+        }
+        spec.functions.push(function);
+    }
+}
+
+fn rehearsed(function: &Function, tried: Tried, lines: Vec<LogLine>) -> Rehearsed {
+    Rehearsed {
+        version: None,
+        decision: decide(&function.failure_policy, tried.outcome),
+        timings: tried.timings,
+        cpu_time: tried.cpu_time,
+        peak_memory_bytes: tried.peak_memory_bytes,
+        lines,
+        warnings: Vec::new(),
+    }
+}
