@@ -12,6 +12,7 @@ use crate::proto;
 use crate::proto::version_service_client::VersionServiceClient;
 
 #[derive(Debug, clap::Args)]
+#[command(disable_version_flag = true)] // `version` is one of the app's here.
 pub struct Args {
     #[command(flatten)]
     connection: Connection,

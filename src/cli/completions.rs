@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use clap::CommandFactory;
+use clap::{Command, CommandFactory};
 use clap_complete::{Shell, generate};
 
 use super::Cli;
@@ -30,8 +30,13 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         Known::Zsh => Shell::Zsh,
         Known::Fish => Shell::Fish,
     };
+    // Generators offer hidden commands too.
+    let visible =
+        Cli::command().get_subcommands().filter(|command| !command.is_hide_set()).cloned().collect::<Vec<_>>();
+    let mut command = Command::new("chatfn").version(env!("CARGO_PKG_VERSION")).propagate_version(true);
+    command = command.subcommands(visible);
     let mut script = Vec::new();
-    generate(shell, &mut Cli::command(), "chatfn", &mut script);
+    generate(shell, &mut command, "chatfn", &mut script);
     say(String::from_utf8(script)?.trim_end())?;
     Ok(ExitCode::SUCCESS)
 }

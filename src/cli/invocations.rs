@@ -15,6 +15,7 @@ const PAGE_SIZE: u32 = 100;
 const CELL_CHARS_MAX: usize = 60;
 
 #[derive(Debug, clap::Args)]
+#[command(disable_version_flag = true)] // `version` is one of the app's here.
 pub struct Args {
     #[command(flatten)]
     connection: Connection,

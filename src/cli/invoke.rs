@@ -19,6 +19,7 @@ use crate::proto::invoke_response::Outcome;
 const EVENT_BYTES_MAX: u64 = 16 << 20;
 
 #[derive(Debug, clap::Args)]
+#[command(disable_version_flag = true)] // `version` is one of the app's here.
 pub struct Args {
     #[command(flatten)]
     connection: Connection,

@@ -28,6 +28,7 @@ const TRIES_MAX: u32 = 12;
 const LOOK: Duration = Duration::from_millis(500);
 
 #[derive(Debug, clap::Args)]
+#[command(disable_version_flag = true)] // `version` is one of the app's here.
 pub struct Args {
     #[command(flatten)]
     connection: Connection,

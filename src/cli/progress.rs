@@ -10,7 +10,7 @@ use super::client::plain;
 use super::output::{json_line, moment};
 use crate::proto;
 
-const PHASES: [&str; 6] = ["validate", "transpile", "install", "verify", "store", "activate"];
+const PHASES: [&str; 8] = ["validate", "transpile", "install", "typecheck", "verify", "replay", "store", "activate"];
 const TICK: Duration = Duration::from_millis(100);
 
 /// Gone from the terminal when it is dropped.
@@ -26,6 +26,25 @@ struct Shown<'a> {
     phase: &'a str,
     message: &'a str,
     at: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    diagnostics: Vec<Diagnostic<'a>>,
+}
+
+#[derive(Serialize)]
+struct Diagnostic<'a> {
+    file: &'a str,
+    line: u32,
+    column: u32,
+    code: &'a str,
+    message: &'a str,
+    frame: &'a str,
+}
+
+impl<'a> From<&'a proto::Diagnostic> for Diagnostic<'a> {
+    fn from(diagnostic: &'a proto::Diagnostic) -> Self {
+        let proto::Diagnostic { file, line, column, code, message, frame } = diagnostic;
+        Self { file, line: *line, column: *column, code, message, frame }
+    }
 }
 
 impl Progress {
@@ -36,7 +55,7 @@ impl Progress {
             return if json { Self::Json } else { Self::Lines };
         }
         let bar = ProgressBar::new(PHASES.len() as u64 + 1);
-        let style = ProgressStyle::with_template("{spinner} [{bar:21}] {prefix:>9}  {wide_msg}");
+        let style = ProgressStyle::with_template("{spinner} [{bar:18}] {prefix:>9}  {wide_msg}");
         bar.set_style(style.expect("a template of ours").progress_chars("=> "));
         bar.enable_steady_tick(TICK);
         bar.set_prefix("send");
@@ -45,7 +64,7 @@ impl Progress {
 
     /// What npm says is shown only while it is the latest; there is a lot of it.
     pub fn step(&self, step: &proto::Progress) {
-        let proto::Progress { phase, message, at } = step;
+        let proto::Progress { phase, message, at, diagnostics } = step;
         // A write that fails finds nobody who looks on.
         match self {
             Self::Bar(bar) => {
@@ -60,7 +79,8 @@ impl Progress {
             }
             Self::Lines => drop(writeln!(io::stderr(), "{}", line(phase, message))),
             Self::Json => {
-                if let Ok(line) = json_line(&Shown { phase, message, at: moment(*at) }) {
+                let diagnostics = diagnostics.iter().map(Diagnostic::from).collect();
+                if let Ok(line) = json_line(&Shown { phase, message, at: moment(*at), diagnostics }) {
                     drop(writeln!(io::stderr(), "{line}"));
                 }
             }

@@ -38,9 +38,29 @@ pub struct Args {
     /// Publish once, however often this runs: a repeat with the same key answers with the version of the first
     #[arg(long, value_name = "KEY")]
     idempotency_key: Option<String>,
+    /// Check the types of all sources before: tell of type errors, or refuse for them
+    #[arg(long, value_name = "HOW", default_value = "off")]
+    typecheck: TypeCheck,
     /// Print the version as one JSON object; progress goes to stderr as JSON, one object a line, unless that is a terminal
     #[arg(long)]
     json: bool,
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum TypeCheck {
+    Off,
+    Warn,
+    Error,
+}
+
+impl From<TypeCheck> for proto::TypeCheck {
+    fn from(how: TypeCheck) -> Self {
+        match how {
+            TypeCheck::Off => Self::Off,
+            TypeCheck::Warn => Self::Warn,
+            TypeCheck::Error => Self::Error,
+        }
+    }
 }
 
 /// # Errors
@@ -54,6 +74,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         activate: args.no_activate.then_some(false),
         base_version: args.base_version,
         idempotency_key: args.idempotency_key.clone().unwrap_or_default(),
+        typecheck: proto::TypeCheck::from(args.typecheck).into(),
         ..Default::default()
     };
     block_on(async {

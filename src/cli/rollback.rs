@@ -14,6 +14,7 @@ use crate::proto::app_service_client::AppServiceClient;
 use crate::proto::version_service_client::VersionServiceClient;
 
 #[derive(Debug, clap::Args)]
+#[command(disable_version_flag = true)] // `version` is one of the app's here.
 pub struct Args {
     #[command(flatten)]
     connection: Connection,

@@ -17,6 +17,7 @@ const DIGEST_CHARS: usize = "blake3:".len() + 12;
 const CELL_CHARS_MAX: usize = 60;
 
 #[derive(Debug, clap::Args)]
+#[command(disable_version_flag = true)] // `version` is one of the app's here.
 pub struct Args {
     #[command(flatten)]
     connection: Connection,
