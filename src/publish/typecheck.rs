@@ -26,7 +26,7 @@ use super::project::Project;
 use crate::artifacts::Artifacts;
 use crate::sandbox::{Exit, ExitStatus, Limits, Mount, Network, Profile, Spec};
 
-pub use report::{DIAGNOSTICS_MAX, Report, TypeDiagnostic};
+pub use report::{Report, TypeDiagnostic};
 
 const PHASE: &str = "typecheck";
 /// Of the compiler's heap. A project with the types of large packages takes about 300 MiB.

@@ -111,7 +111,7 @@ async fn type_errors_are_not_looked_for_told_or_fatal_as_the_publish_asks() {
     assert_eq!(diagnostics(&progress).len(), 1);
     assert!(messages(&progress, "typecheck")[0].starts_with("checking types "), "installed once: {progress:?}");
     assert_eq!(server.listed("tools").len(), 1);
-    assert_eq!(server.app("demo").show().await.active_version, Some(3));
+    assert_eq!(server.app("demo").show().await.active_version, 3);
 
     let many: String = (0..26).map(|n| format!("const x{n}: number = 'x';\n")).collect();
     let many = format!("{many}export const handleEvent = () => 1;\n");
@@ -175,13 +175,13 @@ async fn code_that_is_right_passes_and_each_source_of_types_counts() {
     let told = messages(&progress, "typecheck").join("\n");
     assert!(!diagnostics(&progress).is_empty() && !told.contains("root:"), "{told}");
 
-    let shown = server.versions().get_declarations(proto::GetDeclarationsRequest { app_id: "demo".into(), version: 0 });
-    let shown = shown.await.expect("declarations").into_inner();
+    let of = |version| proto::GetDeclarationsRequest { app_id: "demo".to_owned(), version };
+    let mut versions = server.versions();
+    let shown = versions.get_declarations(of(0)).await.expect("declarations").into_inner();
     assert_eq!(shown.file_name, "chat-functions.d.ts");
     assert!(shown.content.contains("\"API_KEY\": string;") && !shown.content.contains("secret"));
-    let unknown =
-        server.versions().get_declarations(proto::GetDeclarationsRequest { app_id: "demo".into(), version: 9 });
-    assert_eq!(reason(&unknown.await.expect_err("no such version")).1, "VERSION_NOT_FOUND");
+    let unknown = versions.get_declarations(of(9)).await.expect_err("no such version");
+    assert_eq!(reason(&unknown).1, "VERSION_NOT_FOUND");
     server.stop().await;
 }
 

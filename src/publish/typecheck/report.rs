@@ -116,7 +116,7 @@ impl<'a> Reader<'a> {
             self.add(found);
         } else if line.starts_with(' ') {
             self.go_on(line);
-        } else if self.unexplained.len() + line.len() < UNEXPLAINED_BYTES_MAX {
+        } else if !line.is_empty() && self.unexplained.len() + line.len() < UNEXPLAINED_BYTES_MAX {
             self.unexplained.push_str(line);
             self.unexplained.push('\n');
         }

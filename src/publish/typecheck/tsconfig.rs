@@ -170,6 +170,6 @@ mod tests {
             let (config, problem) = ours(Some(bad.as_bytes()), std::iter::empty(), Path::new("/types"));
             assert!(problem.is_some() && config["compilerOptions"]["strict"] == false, "{bad}");
         }
-        assert_eq!(plain_json(r#"{"a": "// \" /* ,}", "b": [1, 2 , ], }"#), r#"{"a": "// \" /* ,}", "b": [1, 2 ] }"#);
+        assert_eq!(plain_json(r#"{"a": "// \" /* ,}", "b": [1, 2 , ], }"#), r#"{"a": "// \" /* ,}", "b": [1, 2 ]}"#);
     }
 }
