@@ -187,7 +187,9 @@ pub fn refused(status: &Status) -> anyhow::Error {
                 status.code()
             ),
             Code::Unimplemented => {
-                anyhow!("the service does not know this call: it is older than this chatfn ({message})")
+                anyhow!(
+                    "what answers there does not know this call: is it the service, and no older than this chatfn? ({message})"
+                )
             }
             code => anyhow!("{code:?}: {message}"),
         };

@@ -1,14 +1,13 @@
 //! The commands that talk to a running service, as a user types them: through a pipe, and on a terminal.
 
-use std::io::{Read, Write};
+use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use nix::pty::{Winsize, openpty};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::harness::{LOGIN, SENT, SENT_EVENT, TestServer, binary, request, wait_until};
+use crate::harness::{LOGIN, SENT, SENT_EVENT, TestServer, binary, wait_until};
 
 /// What a command did.
 #[derive(Debug)]
@@ -65,111 +64,18 @@ pub fn project(files: &[(&str, &str)]) -> TempDir {
     directory
 }
 
-fn name(directory: &Path) -> &str {
+pub fn name(directory: &Path) -> &str {
     directory.to_str().expect("UTF-8")
 }
 
-const LOGIN_FILE: &str = "functions/UserAttemptedStartSession.ts";
+pub const LOGIN_FILE: &str = "functions/UserAttemptedStartSession.ts";
 /// Three ends, and a log line.
-const ENDS: &str = "export const handleEvent = (event, context) => {
+pub const ENDS: &str = "export const handleEvent = (event, context) => {
     console.log('hello', event.username, '\\u001b[2J');
     if (event.username === 'deny') context.deny('not you', { code: 'NO' });
     if (event.username === 'throw') throw new TypeError('boom');
     return { name: event.username, key: process.env.A_KEY };
 };";
-
-#[tokio::test]
-async fn publish_through_a_pipe_prints_plain_lines_and_a_report() {
-    let server = TestServer::start().await;
-    let project = project(&[
-        (LOGIN_FILE, ENDS),
-        ("functions/UserSentMessage.js", "exports.handleEvent = () => {}"),
-        (".env", "NOT=sent"),
-        ("events/UserSentMessage.json", "{}"),
-        ("vars", "A_KEY=from the file\nB_KEY='b'\n"),
-    ]);
-    let dir = name(project.path());
-    let vars = format!("{dir}/vars");
-    let mut publish =
-        command(&server.address, &["publish", dir, "--app", "demo", "--env", "A_KEY", "--env-file", &vars]);
-    publish.env("A_KEY", "from here");
-    let ran = ended(publish, "").await.done();
-    for part in ["   validate  ", "     verify  ", "   activate  "] {
-        assert!(ran.err.contains(part), "no {part:?} in {ran:?}");
-    }
-    for part in [
-        "Version 1 of demo is active, after ",
-        "  UserAttemptedStartSession  blocking      5s       functions/UserAttemptedStartSession.ts\n",
-        "  UserSentMessage            non-blocking  30s      functions/UserSentMessage.js\n",
-        "  dependencies  none\n",
-        "  environment   A_KEY, B_KEY\n",
-        "  digest        blake3:",
-    ] {
-        assert!(ran.out.contains(part), "no {part:?} in {ran:?}");
-    }
-    assert!(!format!("{}{}", ran.out, ran.err).contains('\u{1b}'), "{ran:?}");
-    assert!(!ran.err.contains(".env"), "{ran:?}");
-    let login = server.app("demo").login("jane").await;
-    assert!(format!("{login:?}").contains("from here"), "--env wins: {login:?}");
-
-    let ran = chatfn(&server, &["publish", dir, "--app", "demo", "--no-activate", "--json"]).await.done();
-    let version = ran.json();
-    assert_eq!(
-        (&version["number"], &version["active"], &version["state"]),
-        (&2.into(), &false.into(), &"READY".into())
-    );
-    assert_eq!(version["functions"][0]["timeout"], "5s");
-    let warning =
-        "chatfn: the active version has A_KEY, B_KEY, and this one will not: give them with --env or --env-file";
-    let (first, steps) = ran.err.split_once('\n').expect("lines");
-    assert_eq!(first, warning);
-    let phases = steps.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON")["phase"].clone());
-    assert!(phases.clone().any(|phase| phase == "verify") && phases.clone().count() > 2, "{steps}");
-
-    let ran = chatfn(&server, &["publish", dir, "--app", "demo", "--base-version", "1"]).await;
-    assert_eq!(ran.code, Some(1), "{ran:?}");
-    assert!(ran.err.contains("(BASE_VERSION_MOVED)\n") && ran.err.contains("publish on top of it"), "{ran:?}");
-    server.stop().await;
-}
-
-#[tokio::test]
-async fn publish_on_a_terminal_shows_a_bar_that_is_gone_at_the_end() {
-    let server = TestServer::start().await;
-    let project = project(&[(LOGIN_FILE, ENDS)]);
-    let size = Winsize { ws_row: 24, ws_col: 100, ws_xpixel: 0, ws_ypixel: 0 };
-    let terminal = openpty(&size, None).expect("a terminal");
-    let mut publish = command(&server.address, &["publish", name(project.path()), "--app", "demo"]);
-    let end = || Stdio::from(terminal.slave.try_clone().expect("clone"));
-    publish.stdin(Stdio::null()).stdout(end()).stderr(end());
-    let mut child = publish.spawn().expect("starts");
-    drop((publish, terminal.slave));
-    let mut master = std::fs::File::from(terminal.master);
-    let shown = tokio::task::spawn_blocking(move || {
-        let mut shown = Vec::new();
-        // The error says that nobody holds the other end any more.
-        let _ = master.read_to_end(&mut shown);
-        String::from_utf8_lossy(&shown).into_owned()
-    });
-    let shown = shown.await.expect("reads");
-    assert_eq!(child.wait().expect("ends").code(), Some(0), "{shown}");
-    assert!(shown.contains("\u{1b}[") && shown.contains("[==") && shown.contains("     verify  "), "{shown:?}");
-    let (_, report) = shown.rsplit_once("Version 1 of demo is active").expect("a report");
-    assert!(!report.contains('\u{1b}'), "{report:?}");
-    server.stop().await;
-}
-
-#[tokio::test]
-async fn a_syntax_error_comes_with_its_frame_as_the_service_drew_it() {
-    let server = TestServer::start().await;
-    let source = "export const handleEvent = () => {\n  return 1 +;\n};\n";
-    let refused = server.publish(request("demo", &[(LOGIN_FILE, source)])).await.expect_err("wrong");
-    let project = project(&[(LOGIN_FILE, source)]);
-    let ran = chatfn(&server, &["publish", name(project.path()), "--app", "demo"]).await;
-    assert_eq!((ran.code, ran.out.as_str()), (Some(1), ""), "{ran:?}");
-    assert!(refused.message().contains("\n") && refused.message().contains('^'), "{refused:?}");
-    assert!(ran.err.ends_with(&format!("chatfn: {}\n(SYNTAX_ERROR)\n", refused.message())), "{ran:?}");
-    server.stop().await;
-}
 
 #[tokio::test]
 async fn versions_are_listed_activated_and_rolled_back() {

@@ -5,6 +5,7 @@ mod cgroup;
 mod changes;
 mod cli;
 mod cli_logs;
+mod cli_publish;
 mod cli_settings;
 mod commands;
 mod concurrent;
