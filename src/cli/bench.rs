@@ -16,7 +16,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{Instant, sleep_until};
 use tonic::transport::Channel;
 
-use crate::cli::client::Connection;
+use crate::cli::client::{AppOption, Connection};
 use crate::proto;
 use crate::proto::invocation_service_client::InvocationServiceClient;
 use crate::proto::invoke_response::Outcome;
@@ -29,9 +29,8 @@ const MICROS_MAX: u64 = 600_000_000;
 pub struct Args {
     #[command(flatten)]
     connection: Connection,
-    /// The app
-    #[arg(long)]
-    app: String,
+    #[command(flatten)]
+    app: AppOption,
     /// The trigger type
     #[arg(long, default_value = "UserAttemptedStartSession")]
     trigger_type: String,
@@ -143,7 +142,7 @@ async fn measure(args: &Args) -> anyhow::Result<Report> {
 
 fn request(args: &Args) -> anyhow::Result<tonic::Request<proto::InvokeRequest>> {
     args.connection.request(proto::InvokeRequest {
-        app_id: args.app.clone(),
+        app_id: args.app.name(&args.connection)?,
         trigger_type: args.trigger_type.clone(),
         event_json: Bytes::copy_from_slice(args.event.as_bytes()),
         ..Default::default()

@@ -1,21 +1,18 @@
 //! `chatfn credentials`: who may act for an app.
 
-use std::io::{self, Write};
 use std::process::ExitCode;
-use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use clap::Subcommand;
-use prost_types::Timestamp;
 use serde_json::{Value, json};
 use tonic::transport::Channel;
 
-use super::client::{Connection, plain, refused};
+use super::client::{Connection, block_on, refused};
+use super::output::{cell, moment, note, say};
 use crate::proto;
 use crate::proto::app_service_client::AppServiceClient;
 
-/// From 1970 to 9999: what RFC 3339 can say.
-const YEARS_KNOWN: Duration = Duration::from_secs(253_402_300_800);
+const DESCRIPTION_CHARS_MAX: usize = 200;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -78,8 +75,7 @@ struct Revoke {
 /// # Errors
 /// The service cannot be reached, or refuses.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
+    block_on(async {
         match &args.command {
             Command::Create(args) => create(args).await,
             Command::List(args) => list(args).await,
@@ -109,7 +105,7 @@ async fn create(args: &Create) -> anyhow::Result<()> {
         return say(&shown.to_string());
     }
     say(&format!("client_id      {client_id}\nclient_secret  {client_secret}"))?;
-    eprintln!("Keep the secret now: nobody can show it again. To end it: chatfn credentials revoke {client_id}");
+    note(&format!("keep the secret now: nobody can show it again. To end it: chatfn credentials revoke {client_id}"));
     Ok(())
 }
 
@@ -160,16 +156,6 @@ fn as_text(credential: &proto::Credential) -> String {
     let proto::Credential { client_id, scopes, description, created_at, .. } = credential;
     let created = moment(*created_at).unwrap_or_default();
     // One line each, whatever somebody wrote.
-    let description = plain(description).replace(['\n', '\t'], " ");
+    let description = cell(description, DESCRIPTION_CHARS_MAX);
     format!("{client_id}  {created}  {:<22}  {description}", scopes.join(" ")).trim_end().to_owned()
-}
-
-fn moment(at: Option<Timestamp>) -> Option<String> {
-    let at = SystemTime::try_from(at?).ok().filter(|at| *at >= SystemTime::UNIX_EPOCH)?;
-    (at < SystemTime::UNIX_EPOCH + YEARS_KNOWN).then(|| humantime::format_rfc3339_seconds(at).to_string())
-}
-
-/// An error, not a panic, where nobody reads it (any more).
-fn say(text: &str) -> anyhow::Result<()> {
-    writeln!(io::stdout(), "{text}").context("print")
 }

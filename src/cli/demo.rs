@@ -7,7 +7,7 @@ use anyhow::{Context, bail};
 use bytes::Bytes;
 use tonic::transport::Channel;
 
-use super::project;
+use super::{project, show};
 use crate::config::Config;
 use crate::host::Host;
 use crate::proto;
@@ -103,7 +103,7 @@ async fn publish(directory: &Path, channel: Channel) -> anyhow::Result<()> {
 
 async fn invoke(trigger_type: &str, event: &str, channel: Channel) -> anyhow::Result<()> {
     println!("\n== {trigger_type}");
-    println!("  event    {}", event.trim());
+    println!("{}", show::field("event", event.trim()));
     let mut client = InvocationServiceClient::new(channel);
     let request = proto::InvokeRequest {
         app_id: APP.to_owned(),
@@ -112,23 +112,21 @@ async fn invoke(trigger_type: &str, event: &str, channel: Channel) -> anyhow::Re
         ..Default::default()
     };
     let response = client.invoke(request).await.with_context(|| format!("invoke {trigger_type}"))?.into_inner();
-    let invocation_id = match response.outcome.context("an outcome")? {
+    println!("{}", show::answer(&response));
+    match response.outcome.context("an outcome")? {
         Outcome::Accepted(accepted) => {
-            println!("  accepted as event {}: it is durable, and runs on its own", accepted.event_id);
-            finished_attempt(&accepted.event_id, &mut client).await?
+            let attempt = finished_attempt(&accepted.event_id, &mut client).await?;
+            println!("{}", show::record(&recorded(attempt, &mut client).await?));
+            Ok(())
         }
-        Outcome::Skipped(skipped) => {
-            println!("  skipped: {}", skipped.reason);
-            return Ok(());
+        Outcome::Skipped(_) => Ok(()),
+        Outcome::Error(_) => bail!("the function failed"),
+        Outcome::Result(_) | Outcome::Denied(_) => {
+            let invocation = recorded(response.invocation_id, &mut client).await?;
+            println!("{}", show::logs_and_timings(&invocation));
+            Ok(())
         }
-        Outcome::Result(_) | Outcome::Denied(_) | Outcome::Error(_) => {
-            let verdict = proto::Verdict::try_from(response.verdict).unwrap_or_default().as_str_name();
-            let decided_by = proto::DecidedBy::try_from(response.decided_by).unwrap_or_default().as_str_name();
-            println!("  verdict  {verdict} ({decided_by})");
-            response.invocation_id
-        }
-    };
-    show_invocation(invocation_id, &mut client).await
+    }
 }
 
 /// Follows a queued event to its first attempt's end.
@@ -149,32 +147,10 @@ async fn finished_attempt(event_id: &str, client: &mut InvocationServiceClient<C
     bail!("event {event_id} was not run within {EVENT_PATIENCE:?}")
 }
 
-async fn show_invocation(invocation_id: String, client: &mut InvocationServiceClient<Channel>) -> anyhow::Result<()> {
+async fn recorded(
+    invocation_id: String,
+    client: &mut InvocationServiceClient<Channel>,
+) -> anyhow::Result<proto::Invocation> {
     let request = proto::GetInvocationRequest { app_id: APP.to_owned(), invocation_id };
-    let invocation = client.get_invocation(request).await?.into_inner().invocation.context("an invocation")?;
-    match (&invocation.error, &invocation.denied) {
-        (Some(error), _) => println!("  error    {}\n{}", error.message, error.stack),
-        (None, Some(denied)) => println!("  denied   {} ({})", denied.reason, denied.code),
-        (None, None) => println!("  result   {}", String::from_utf8_lossy(&invocation.result_json)),
-    }
-    for line in &invocation.logs {
-        println!("  log      {}", line.text);
-    }
-    let timings = invocation.timings.unwrap_or_default();
-    let millis = |span: Option<prost_types::Duration>| {
-        let span = span.and_then(|span| Duration::try_from(span).ok()).unwrap_or_default();
-        format!("{:.2} ms", span.as_secs_f64() * 1000.0)
-    };
-    println!(
-        "  timings  queue {} · init {} · run {} · cpu {} · peak memory {} MiB",
-        millis(timings.queue),
-        millis(timings.init),
-        millis(timings.run),
-        millis(invocation.cpu_time),
-        invocation.peak_memory_bytes >> 20,
-    );
-    if invocation.error.is_some() {
-        bail!("the function failed");
-    }
-    Ok(())
+    client.get_invocation(request).await?.into_inner().invocation.context("an invocation")
 }

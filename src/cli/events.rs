@@ -1,28 +1,24 @@
 //! `chatfn events`: what became of an event, and what becomes of dead letters.
 
-use std::io::{self, Write};
 use std::process::ExitCode;
-use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use clap::Subcommand;
-use prost_types::Timestamp;
 use serde::Serialize;
 use serde_json::json;
 use serde_json::value::RawValue;
 use tonic::transport::Channel;
 
-use super::client::{Connection, plain, refused};
+use super::client::{AppOption, Connection, MESSAGE_BYTES_MAX, block_on, plain, refused};
+use super::json::FunctionError;
+use super::output::{json_line, moment, note, say};
+use super::show;
 use crate::proto;
 use crate::proto::event_service_client::EventServiceClient;
 
-/// A letter with all of its attempts is one message, and may be larger than clients usually take.
-const MESSAGE_BYTES_MAX: usize = 256 << 20;
 const PAGE_SIZE: u32 = 100;
 /// Of an event's JSON, in a list.
 const EVENT_CHARS_MAX: usize = 200;
-/// From 1970 to 9999: what RFC 3339 can say.
-const YEARS_KNOWN: Duration = Duration::from_secs(253_402_300_800);
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -51,9 +47,8 @@ enum Command {
 struct Common {
     #[command(flatten)]
     connection: Connection,
-    /// The app
-    #[arg(long)]
-    app: String,
+    #[command(flatten)]
+    app: AppOption,
     /// Print JSON, one object a line, instead of text
     #[arg(long)]
     json: bool,
@@ -108,8 +103,7 @@ type Client = EventServiceClient<Channel>;
 /// # Errors
 /// The service cannot be reached, or refuses.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
+    block_on(async {
         match &args.command {
             Command::Get(args) => get(args).await,
             Command::DeadLetters(args) => list(args).await,
@@ -120,6 +114,10 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
 }
 
 impl Common {
+    fn app(&self) -> anyhow::Result<String> {
+        self.app.name(&self.connection)
+    }
+
     async fn client(&self) -> anyhow::Result<Client> {
         Ok(EventServiceClient::new(self.connection.open().await?).max_decoding_message_size(MESSAGE_BYTES_MAX))
     }
@@ -127,7 +125,7 @@ impl Common {
 
 async fn get(args: &Get) -> anyhow::Result<ExitCode> {
     let common = &args.common;
-    let request = proto::GetEventRequest { app_id: common.app.clone(), event_id: args.event.clone() };
+    let request = proto::GetEventRequest { app_id: common.app()?, event_id: args.event.clone() };
     let answer = common.client().await?.get_event(common.connection.request(request)?).await;
     let event = answer.map_err(|status| refused(&status))?.into_inner().event.context("an event")?;
     say(&if common.json { as_json(&event)? } else { as_text(&event, true) })?;
@@ -136,12 +134,13 @@ async fn get(args: &Get) -> anyhow::Result<ExitCode> {
 
 async fn list(args: &DeadLetters) -> anyhow::Result<ExitCode> {
     let common = &args.common;
+    let app = common.app()?;
     let mut client = common.client().await?;
     let mut left = if args.limit == 0 { u64::MAX } else { args.limit };
     let (mut page_token, mut seen) = (String::new(), false);
     loop {
         let page_size = u32::try_from(left).map_or(PAGE_SIZE, |left| left.min(PAGE_SIZE));
-        let request = proto::ListDeadLettersRequest { app_id: common.app.clone(), page_size, page_token };
+        let request = proto::ListDeadLettersRequest { app_id: app.clone(), page_size, page_token };
         let answer = client.list_dead_letters(common.connection.request(request)?).await;
         let page = answer.map_err(|status| refused(&status))?.into_inner();
         for event in &page.events {
@@ -157,14 +156,14 @@ async fn list(args: &DeadLetters) -> anyhow::Result<ExitCode> {
     if !common.json && !page_token.is_empty() {
         say("There are more: --limit 0 shows all.")?;
     } else if !common.json && !seen {
-        say(&format!("{} has no dead letters.", common.app))?;
+        say(&format!("{} has no dead letters.", plain(&app)))?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
 async fn redrive(args: &Redrive) -> anyhow::Result<ExitCode> {
     let Redrive { common, events, all } = args;
-    let request = proto::RedriveDeadLettersRequest { app_id: common.app.clone(), event_ids: events.clone(), all: *all };
+    let request = proto::RedriveDeadLettersRequest { app_id: common.app()?, event_ids: events.clone(), all: *all };
     let answer = common.client().await?.redrive_dead_letters(common.connection.request(request)?).await;
     let answer = answer.map_err(|status| refused(&status))?.into_inner();
     report("queued again", common, events, &answer.event_ids, answer.count)
@@ -172,7 +171,7 @@ async fn redrive(args: &Redrive) -> anyhow::Result<ExitCode> {
 
 async fn purge(args: &Purge) -> anyhow::Result<ExitCode> {
     let Purge { common, events, all, .. } = args;
-    let request = proto::PurgeDeadLettersRequest { app_id: common.app.clone(), event_ids: events.clone(), all: *all };
+    let request = proto::PurgeDeadLettersRequest { app_id: common.app()?, event_ids: events.clone(), all: *all };
     let answer = common.client().await?.purge_dead_letters(common.connection.request(request)?).await;
     let answer = answer.map_err(|status| refused(&status))?.into_inner();
     report("deleted", common, events, &answer.event_ids, answer.count)
@@ -186,7 +185,7 @@ fn report(done: &str, common: &Common, named: &[String], moved: &[String], count
         say(&format!("{count} {} {done}", if count == 1 { "event" } else { "events" }))?;
     }
     for id in &left {
-        eprintln!("chatfn: {id} is no dead letter of {}", common.app);
+        note(&format!("{} is no dead letter of {}", plain(id), plain(&common.app()?)));
     }
     Ok(if left.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -216,16 +215,7 @@ struct ShownAttempt<'a> {
     invocation_id: &'a str,
     started_at: Option<String>,
     finished_at: Option<String>,
-    error: Option<ShownError<'a>>,
-}
-
-#[derive(Serialize)]
-struct ShownError<'a> {
-    kind: &'a str,
-    name: &'a str,
-    message: &'a str,
-    stack: &'a str,
-    code: &'a str,
+    error: Option<FunctionError<'a>>,
 }
 
 fn as_json(event: &proto::Event) -> anyhow::Result<String> {
@@ -234,7 +224,7 @@ fn as_json(event: &proto::Event) -> anyhow::Result<String> {
         invocation_id: &attempt.invocation_id,
         started_at: moment(attempt.started_at),
         finished_at: moment(attempt.finished_at),
-        error: attempt.error.as_ref().map(shown_error),
+        error: attempt.error.as_ref().map(FunctionError::from),
     });
     let shown = Shown {
         event_id: &event.event_id,
@@ -252,12 +242,7 @@ fn as_json(event: &proto::Event) -> anyhow::Result<String> {
         event: serde_json::from_slice(&event.event_json).ok(),
         attempts: attempts.collect(),
     };
-    Ok(serde_json::to_string(&shown)?)
-}
-
-fn shown_error(error: &proto::FunctionError) -> ShownError<'_> {
-    let proto::FunctionError { name, message, stack, code, .. } = error;
-    ShownError { kind: error_kind(error), name, message, stack, code }
+    json_line(&shown)
 }
 
 /// `whole`: with stacks, and the event at its full length.
@@ -295,12 +280,7 @@ fn attempt_as_text(attempt: &proto::EventAttempt, whole: bool) -> Vec<String> {
     let Some(error) = &attempt.error else { return vec![head("succeeded")] };
     let text = format!("{}: {}", error.name, error.message);
     let text = plain(if whole && !error.stack.is_empty() { &error.stack } else { &text });
-    [head(error_kind(error))].into_iter().chain(text.lines().map(|line| format!("    {line}"))).collect()
-}
-
-/// An error, not a panic, where nobody reads it (any more).
-fn say(text: &str) -> anyhow::Result<()> {
-    writeln!(io::stdout(), "{text}").context("print")
+    [head(show::kind(error))].into_iter().chain(text.lines().map(|line| format!("    {line}"))).collect()
 }
 
 fn shortened(text: &str, whole: bool) -> String {
@@ -313,14 +293,4 @@ fn shortened(text: &str, whole: bool) -> String {
 /// Without the prefix that protos need.
 fn state(event: &proto::Event) -> &'static str {
     event.state().as_str_name().trim_start_matches("EVENT_STATE_")
-}
-
-fn error_kind(error: &proto::FunctionError) -> &'static str {
-    error.kind().as_str_name().trim_start_matches("ERROR_KIND_")
-}
-
-fn moment(at: Option<Timestamp>) -> Option<String> {
-    let at = SystemTime::try_from(at?).ok()?;
-    let known = at >= SystemTime::UNIX_EPOCH && at < SystemTime::UNIX_EPOCH + YEARS_KNOWN;
-    known.then(|| humantime::format_rfc3339_millis(at).to_string())
 }

@@ -1,17 +1,36 @@
-//! The command line: one file per command, named as the user types it.
+//! The command line: one file per command, named as the user types it. What they share: [`client`] (a service and the way to it),
+//! [`profile`], [`project`] (a directory to publish), [`output`] (lines, tables, JSON, exit codes), [`show`] (as people read it),
+//! [`json`] (as scripts do).
 
-pub mod bench;
+mod activate;
+mod apps;
+mod bench;
 mod client;
-pub mod credentials;
-pub mod demo;
-pub mod dev;
-pub mod doctor;
-pub mod events;
-pub mod init;
+mod completions;
+mod credentials;
+mod demo;
+mod dev;
+mod doctor;
+mod environment;
+mod events;
+mod init;
+mod invocations;
+mod invoke;
+mod json;
 mod local;
-pub mod project;
-pub mod run;
-pub mod serve;
+mod logs;
+mod output;
+mod profile;
+mod progress;
+mod project;
+mod publish;
+mod rollback;
+mod run;
+mod serve;
+mod show;
+mod versions;
+
+use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
@@ -20,11 +39,11 @@ use clap::{Parser, Subcommand};
 #[command(name = "chatfn", version, about, propagate_version = true)]
 pub struct Cli {
     #[command(subcommand)]
-    pub command: Command,
+    command: Command,
 }
 
 #[derive(Debug, Subcommand)]
-pub enum Command {
+enum Command {
     /// Run the service.
     Serve(serve::Args),
     /// Write a project that runs at once.
@@ -37,13 +56,66 @@ pub enum Command {
     Demo(demo::Args),
     /// Tell what confines tenants' code on this machine, and prove it.
     Doctor(doctor::Args),
+    /// Publish a directory as a version of an app.
+    Publish(publish::Args),
+    /// List an app's versions, or show one in full.
+    Versions(versions::Args),
+    /// Make a version serve.
+    Activate(activate::Args),
+    /// Go back to a version before the active one.
+    Rollback(rollback::Args),
+    /// Report an event, and show what its function says.
+    Invoke(invoke::Args),
+    /// Show what functions log; follow it with -f.
+    Logs(logs::Args),
+    /// List what ran, or show one invocation in full.
+    Invocations(invocations::Args),
     /// Show queued events of a running service; list, redrive and purge dead letters.
     Events(events::Args),
-    /// Create, list and revoke the credentials that act for an app.
+    /// List apps, show or delete one.
+    Apps(apps::Args),
+    /// Create, list and revoke credentials: who may act for an app.
     Credentials(credentials::Args),
     /// Load a running service at a fixed rate and print latencies.
     Bench(bench::Args),
+    /// Print a completion script: `source <(chatfn completions bash)`
+    Completions(completions::Args),
     /// The process that starts and ends workers. Started by the service itself.
     #[command(hide = true)]
     SandboxBroker,
+}
+
+impl Cli {
+    /// Runs the command; says on stderr what went wrong.
+    #[must_use]
+    pub fn run(self) -> ExitCode {
+        output::ended(self.command.run())
+    }
+}
+
+impl Command {
+    fn run(&self) -> anyhow::Result<ExitCode> {
+        let done = |()| ExitCode::SUCCESS;
+        match self {
+            Self::Serve(args) => serve::run(args).map(done),
+            Self::Init(args) => init::run(args).map(done),
+            Self::Run(args) => run::run(args),
+            Self::Dev(args) => dev::run(args),
+            Self::Demo(args) => demo::run(args).map(done),
+            Self::Doctor(args) => doctor::run(args),
+            Self::Publish(args) => publish::run(args),
+            Self::Versions(args) => versions::run(args),
+            Self::Activate(args) => activate::run(args),
+            Self::Rollback(args) => rollback::run(args),
+            Self::Invoke(args) => invoke::run(args),
+            Self::Logs(args) => logs::run(args),
+            Self::Invocations(args) => invocations::run(args),
+            Self::Events(args) => events::run(args),
+            Self::Apps(args) => apps::run(args),
+            Self::Credentials(args) => credentials::run(args),
+            Self::Bench(args) => bench::run(args).map(done),
+            Self::Completions(args) => completions::run(args),
+            Self::SandboxBroker => crate::sandbox::serve_broker().map(done).map_err(anyhow::Error::from),
+        }
+    }
 }

@@ -11,7 +11,7 @@ use config::{ConfigError, Map, Source, Value, ValueKind};
 
 const PREFIX: &str = "CHATFN_";
 /// Of other commands.
-const NOT_SETTINGS: [&str; 2] = ["CHATFN_ADDRESS", "CHATFN_TOKEN"];
+const NOT_SETTINGS: [&str; 4] = ["CHATFN_ADDRESS", "CHATFN_APP", "CHATFN_PROFILE", "CHATFN_TOKEN"];
 
 /// The variables with our prefix, sorted.
 #[derive(Debug, Clone, Default)]
@@ -72,6 +72,8 @@ mod tests {
             ("CHATFN_IDLE_TLL", "5s"),
             ("CHATFN_TOKEN", "secret"),
             ("CHATFN_ADDRESS", "http://10.0.0.1:7400"),
+            ("CHATFN_PROFILE", "work"),
+            ("CHATFN_APP", "demo"),
             ("PATH", "/bin"),
         ];
         let variables = variables.into_iter().map(|(name, value)| (name.into(), value.into()));

@@ -29,7 +29,7 @@ async fn the_demo_publishes_with_npm_and_prints_outcomes_logs_and_timings() {
         "install  ",
         "Version 1 is READY",
         "== UserAttemptedStartSession",
-        "verdict  VERDICT_ALLOW (DECIDED_BY_FUNCTION)",
+        "verdict  ALLOW (FUNCTION)",
         "== UserReceivedNotification",
         "accepted as event ",
         "  log      ",

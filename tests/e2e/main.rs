@@ -3,6 +3,10 @@
 mod activation;
 mod cgroup;
 mod changes;
+mod cli;
+mod cli_logs;
+mod cli_publish;
+mod cli_settings;
 mod commands;
 mod concurrent;
 mod crash;

@@ -62,7 +62,7 @@ async fn look(
     starts: &mut HashMap<String, Duration>,
 ) -> anyhow::Result<()> {
     let mut request = proto::ListInvocationsRequest {
-        app_id: args.app.clone(),
+        app_id: args.app.name(&args.connection)?,
         trigger_type: args.trigger_type.clone(),
         page_size: PAGE,
         ..Default::default()

@@ -1,0 +1,154 @@
+//! `chatfn publish`: a directory becomes a version of an app.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Context, anyhow};
+use tonic::Code;
+use tonic::transport::Channel;
+
+use super::client::{AppOption, Connection, MESSAGE_BYTES_MAX, block_on, plain, refused};
+use super::environment::Environment;
+use super::output::{note, say};
+use super::progress::Progress;
+use super::{json, project, versions};
+use crate::proto;
+use crate::proto::app_service_client::AppServiceClient;
+use crate::proto::publish_version_response::Event;
+use crate::proto::version_service_client::VersionServiceClient;
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    connection: Connection,
+    /// The project: the directory that holds functions/. What is hidden, node_modules/, events/ and README.md stay here
+    #[arg(value_name = "DIR")]
+    directory: PathBuf,
+    #[command(flatten)]
+    app: AppOption,
+    #[command(flatten)]
+    environment: Environment,
+    /// Only build and verify it; `chatfn activate` makes it serve
+    #[arg(long)]
+    no_activate: bool,
+    /// Refuse if the newest version is not this one (0: if there is any)
+    #[arg(long, value_name = "VERSION")]
+    base_version: Option<u64>,
+    /// Publish once, however often this runs: a repeat with the same key answers with the version of the first
+    #[arg(long, value_name = "KEY")]
+    idempotency_key: Option<String>,
+    /// Check the types of all sources before: tell of type errors, or refuse for them
+    #[arg(long, value_name = "HOW", default_value = "off")]
+    typecheck: TypeCheck,
+    /// Print the version as one JSON object; progress goes to stderr as JSON, one object a line, unless that is a terminal
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum TypeCheck {
+    Off,
+    Warn,
+    Error,
+}
+
+impl From<TypeCheck> for proto::TypeCheck {
+    fn from(how: TypeCheck) -> Self {
+        match how {
+            TypeCheck::Off => Self::Off,
+            TypeCheck::Warn => Self::Warn,
+            TypeCheck::Error => Self::Error,
+        }
+    }
+}
+
+/// # Errors
+/// The project cannot be read, or the service cannot be reached, or it refuses.
+pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let app_id = args.app.name(&args.connection)?;
+    let spec = proto::VersionSpec { environment: args.environment.read()?, ..project::read(&args.directory)? };
+    let request = proto::PublishVersionRequest {
+        app_id,
+        spec: Some(spec),
+        activate: args.no_activate.then_some(false),
+        base_version: args.base_version,
+        idempotency_key: args.idempotency_key.clone().unwrap_or_default(),
+        typecheck: proto::TypeCheck::from(args.typecheck).into(),
+        ..Default::default()
+    };
+    block_on(async {
+        let published = publish(args, request);
+        tokio::select! {
+            published = published => published,
+            // The stream's end changes nothing for the service.
+            _ = tokio::signal::ctrl_c() => {
+                note("no longer watching; what was sent is published all the same: see `chatfn versions`");
+                Ok(ExitCode::from(130))
+            }
+        }
+    })
+}
+
+async fn publish(args: &Args, request: proto::PublishVersionRequest) -> anyhow::Result<ExitCode> {
+    let channel = args.connection.open().await?;
+    warn_of_lost_variables(args, &request, channel.clone()).await?;
+    let started = Instant::now();
+    let app = request.app_id.clone();
+    let mut versions = VersionServiceClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
+    let progress = Progress::new(args.json);
+    let steps = versions.publish_version(args.connection.request(request)?).await;
+    let mut steps = steps.map_err(|status| refused(&status))?.into_inner();
+    let version = loop {
+        let step = steps.message().await.map_err(|status| match status.code() {
+            Code::Unavailable | Code::Unknown if status.details().is_empty() => {
+                refused(&status).context(format!("`chatfn versions {app}` tells whether it was published"))
+            }
+            _ => refused(&status),
+        })?;
+        match step.ok_or_else(|| anyhow!("the service sent no version: see `chatfn versions {app}`"))?.event {
+            Some(Event::Progress(step)) => progress.step(&step),
+            Some(Event::Version(version)) => break version,
+            None => {}
+        }
+    };
+    drop(progress);
+    if args.json {
+        say(&json::version(&version)?)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let seconds = started.elapsed().as_secs_f64();
+    let state = if version.active { "active" } else { "ready, and not active" };
+    say(&format!("Version {} of {} is {state}, after {seconds:.1} s.", version.number, plain(&version.app_id)))?;
+    say(&versions::details(&version))?;
+    if !version.active {
+        say(&format!("To make it serve: chatfn activate {} {}", plain(&version.app_id), version.number))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A version has the variables that it is published with, and no others: who forgets them should hear of it.
+async fn warn_of_lost_variables(
+    args: &Args,
+    request: &proto::PublishVersionRequest,
+    channel: Channel,
+) -> anyhow::Result<()> {
+    let request_app = proto::GetAppRequest { app_id: request.app_id.clone() };
+    let answer = AppServiceClient::new(channel.clone()).get_app(args.connection.request(request_app)?).await;
+    // Whoever may publish need not be allowed to look; and there may be no such app yet.
+    let Some(app) = answer.ok().and_then(|answer| answer.into_inner().app).filter(|app| app.active_version != 0) else {
+        return Ok(());
+    };
+    let active = proto::GetVersionRequest { app_id: request.app_id.clone(), version: app.active_version };
+    let mut versions = VersionServiceClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
+    let Ok(answer) = versions.get_version(args.connection.request(active)?).await else { return Ok(()) };
+    let active = answer.into_inner().version.context("a version")?;
+    let given = request.spec.as_ref().map(|spec| &spec.environment);
+    let lost: Vec<_> =
+        active.environment_names.iter().filter(|name| given.is_none_or(|given| !given.contains_key(*name))).collect();
+    if !lost.is_empty() {
+        let names = lost.iter().map(|name| plain(name)).collect::<Vec<_>>().join(", ");
+        note(&format!("the active version has {names}, and this one will not: give them with --env or --env-file"));
+    }
+    Ok(())
+}
