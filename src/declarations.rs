@@ -11,7 +11,7 @@ use std::fmt::Write;
 
 use serde_json::Value;
 
-use crate::model::{Catalogue, Trigger};
+use crate::model::{self, Catalogue, Trigger};
 
 /// What the generated file is called; one of this name among a project's sources is a copy of it.
 pub const FILE_NAME: &str = "chat-functions.d.ts";
@@ -25,6 +25,14 @@ pub struct Sdk<'a> {
     pub export: &'a str,
     /// The context's property.
     pub property: &'a str,
+}
+
+impl<'a> Sdk<'a> {
+    /// The one that functions get, if they get one.
+    pub fn of(sdk: &'a model::Sdk) -> Option<Self> {
+        let model::Sdk { package, export, property, .. } = sdk;
+        sdk.is_some().then_some(Self { package, export, property })
+    }
 }
 
 impl Default for Sdk<'_> {

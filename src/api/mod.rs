@@ -14,7 +14,7 @@ use crate::dispatch;
 use crate::drain::Drain;
 use crate::history::History;
 use crate::invoke::Invoker;
-use crate::model::{Catalogue, Report};
+use crate::model::{Catalogue, Report, Sdk};
 use crate::proto;
 use crate::publish::Publisher;
 use crate::serving::Serving;
@@ -41,6 +41,7 @@ pub struct Services {
     pub catalogue: Arc<Catalogue>,
     pub drain: Drain,
     pub isolation: Report,
+    pub sdk: Sdk,
     pub limits: MessageLimits,
 }
 

@@ -22,6 +22,17 @@ pub struct Environment {
     env_file: Option<PathBuf>,
 }
 
+/// As [`Environment`], for the command that is about nothing else.
+#[derive(Debug, clap::Args)]
+pub struct Variables {
+    /// The variables; NAME alone takes the value that NAME has here, so that nobody sees it in the list of processes
+    #[arg(value_name = "NAME[=VALUE]")]
+    variables: Vec<Variable>,
+    /// A file of NAME=VALUE lines, as dotenv reads them; those that are named win over it
+    #[arg(long, value_name = "FILE")]
+    env_file: Option<PathBuf>,
+}
+
 #[derive(Clone)]
 struct Variable(String);
 
@@ -41,22 +52,34 @@ impl Environment {
     /// # Errors
     /// The file cannot be read or understood; [`Usage`]: a variable has no name, or no value here.
     pub fn read(&self) -> anyhow::Result<BTreeMap<String, String>> {
-        let mut all = self.env_file.as_deref().map(read_file).transpose()?.unwrap_or_default();
-        for Variable(text) in &self.variables {
-            let (name, value) = match text.split_once('=') {
-                Some((name, value)) => (name, value.to_owned()),
-                None => {
-                    let missing = |_| Usage(format!("--env {text}: {text} is not set here: write --env {text}=VALUE"));
-                    (text.as_str(), std::env::var(text).map_err(missing)?)
-                }
-            };
-            if name.is_empty() {
-                return Err(Usage("--env takes NAME=VALUE or NAME".to_owned()).into());
-            }
-            all.insert(name.to_owned(), value);
-        }
-        Ok(all)
+        read(&self.variables, self.env_file.as_deref())
     }
+}
+
+impl Variables {
+    /// # Errors
+    /// As [`Environment::read`].
+    pub fn read(&self) -> anyhow::Result<BTreeMap<String, String>> {
+        read(&self.variables, self.env_file.as_deref())
+    }
+}
+
+fn read(variables: &[Variable], file: Option<&Path>) -> anyhow::Result<BTreeMap<String, String>> {
+    let mut all = file.map(read_file).transpose()?.unwrap_or_default();
+    for Variable(text) in variables {
+        let (name, value) = match text.split_once('=') {
+            Some((name, value)) => (name, value.to_owned()),
+            None => {
+                let missing = |_| Usage(format!("{text} is not set here: write {text}=VALUE"));
+                (text.as_str(), std::env::var(text).map_err(missing)?)
+            }
+        };
+        if name.is_empty() {
+            return Err(Usage("a variable is NAME=VALUE or NAME".to_owned()).into());
+        }
+        all.insert(name.to_owned(), value);
+    }
+    Ok(all)
 }
 
 fn read_file(path: &Path) -> anyhow::Result<BTreeMap<String, String>> {

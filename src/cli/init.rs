@@ -85,13 +85,7 @@ pub(super) fn types<'a>(
     catalogue: &Catalogue,
     environment: impl IntoIterator<Item = &'a str>,
 ) -> String {
-    let sdk = &config.sdk;
-    let sdk = sdk.is_some().then_some(declarations::Sdk {
-        package: &sdk.package,
-        export: &sdk.export,
-        property: &sdk.property,
-    });
-    declarations::declarations(catalogue, sdk.as_ref(), environment)
+    declarations::declarations(catalogue, declarations::Sdk::of(&config.sdk).as_ref(), environment)
 }
 
 fn package(directory: &Path, config: &Config) -> anyhow::Result<String> {

@@ -11,9 +11,9 @@ use super::show;
 use crate::proto;
 use crate::proto::invoke_response::Outcome;
 
-type Json<'a> = Option<&'a RawValue>;
+pub(super) type Json<'a> = Option<&'a RawValue>;
 
-fn json(bytes: &[u8]) -> Json<'_> {
+pub(super) fn json(bytes: &[u8]) -> Json<'_> {
     serde_json::from_slice(bytes).ok()
 }
 
@@ -35,7 +35,7 @@ impl<'a> From<&'a proto::FunctionError> for FunctionError<'a> {
 }
 
 #[derive(Serialize)]
-struct Denied<'a> {
+pub(super) struct Denied<'a> {
     reason: &'a str,
     code: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -49,7 +49,7 @@ impl<'a> From<&'a proto::Denied> for Denied<'a> {
 }
 
 #[derive(Serialize)]
-struct Timings {
+pub(super) struct Timings {
     queue: Option<String>,
     init: Option<String>,
     run: Option<String>,
@@ -68,8 +68,8 @@ struct Accepted<'a> {
 }
 
 #[derive(Serialize)]
-struct Skipped<'a> {
-    reason: &'a str,
+pub(super) struct Skipped<'a> {
+    pub reason: &'a str,
 }
 
 /// One of the outcomes is there.
@@ -173,7 +173,7 @@ pub fn invocation(invocation: &proto::Invocation) -> anyhow::Result<String> {
 }
 
 #[derive(Serialize)]
-struct LogEntry<'a> {
+pub(super) struct LogEntry<'a> {
     at: Option<String>,
     level: &'a str,
     app_id: &'a str,

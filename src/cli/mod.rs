@@ -10,7 +10,9 @@ mod completions;
 mod credentials;
 mod demo;
 mod dev;
+mod diff;
 mod doctor;
+mod env;
 mod environment;
 mod events;
 mod init;
@@ -24,10 +26,13 @@ mod profile;
 mod progress;
 mod project;
 mod publish;
+mod replay;
 mod rollback;
 mod run;
 mod serve;
 mod show;
+mod test;
+mod trial;
 mod versions;
 
 use std::process::ExitCode;
@@ -64,6 +69,14 @@ enum Command {
     Activate(activate::Args),
     /// Go back to a version before the active one.
     Rollback(rollback::Args),
+    /// Show what differs between two versions of an app.
+    Diff(diff::Args),
+    /// Set, remove and list an app's environment variables.
+    Env(env::Args),
+    /// Run a draft of a function once against the active version's runtime.
+    Test(test::Args),
+    /// Run recorded invocations against another version, and show what comes out otherwise.
+    Replay(replay::Args),
     /// Report an event, and show what its function says.
     Invoke(invoke::Args),
     /// Show what functions log; follow it with -f.
@@ -107,6 +120,10 @@ impl Command {
             Self::Versions(args) => versions::run(args),
             Self::Activate(args) => activate::run(args),
             Self::Rollback(args) => rollback::run(args),
+            Self::Diff(args) => diff::run(args),
+            Self::Env(args) => env::run(args),
+            Self::Test(args) => test::run(args),
+            Self::Replay(args) => replay::run(args),
             Self::Invoke(args) => invoke::run(args),
             Self::Logs(args) => logs::run(args),
             Self::Invocations(args) => invocations::run(args),

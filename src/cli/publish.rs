@@ -41,6 +41,12 @@ pub struct Args {
     /// Check the types of all sources before: tell of type errors, or refuse for them
     #[arg(long, value_name = "HOW", default_value = "off")]
     typecheck: TypeCheck,
+    /// A gate: run the newest so many recorded invocations against it before, without anything going out
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    replay_last: u32,
+    /// Of those so many may come out otherwise, or it is refused
+    #[arg(long, value_name = "N", default_value_t = 0, requires = "replay_last")]
+    max_changed: u32,
     /// Print the version as one JSON object; progress goes to stderr as JSON, one object a line, unless that is a terminal
     #[arg(long)]
     json: bool,
@@ -75,6 +81,11 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         base_version: args.base_version,
         idempotency_key: args.idempotency_key.clone().unwrap_or_default(),
         typecheck: proto::TypeCheck::from(args.typecheck).into(),
+        verification: (args.replay_last > 0).then_some(proto::Verification {
+            replay_last: args.replay_last,
+            max_changed: args.max_changed,
+            allow_egress: false,
+        }),
         ..Default::default()
     };
     block_on(async {
@@ -93,11 +104,24 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
 async fn publish(args: &Args, request: proto::PublishVersionRequest) -> anyhow::Result<ExitCode> {
     let channel = args.connection.open().await?;
     warn_of_lost_variables(args, &request, channel.clone()).await?;
+    send(&args.connection, channel, request, args.json).await
+}
+
+/// Publishes, tells how it goes and what came of it.
+///
+/// # Errors
+/// The service refuses, or the connection broke.
+pub(super) async fn send(
+    connection: &Connection,
+    channel: Channel,
+    request: proto::PublishVersionRequest,
+    json: bool,
+) -> anyhow::Result<ExitCode> {
     let started = Instant::now();
     let app = request.app_id.clone();
     let mut versions = VersionServiceClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
-    let progress = Progress::new(args.json);
-    let steps = versions.publish_version(args.connection.request(request)?).await;
+    let progress = Progress::new(json);
+    let steps = versions.publish_version(connection.request(request)?).await;
     let mut steps = steps.map_err(|status| refused(&status))?.into_inner();
     let version = loop {
         let step = steps.message().await.map_err(|status| match status.code() {
@@ -113,7 +137,7 @@ async fn publish(args: &Args, request: proto::PublishVersionRequest) -> anyhow::
         }
     };
     drop(progress);
-    if args.json {
+    if json {
         say(&json::version(&version)?)?;
         return Ok(ExitCode::SUCCESS);
     }

@@ -10,7 +10,7 @@ pub fn field(name: &str, text: &str) -> String {
     format!("  {name:<8} {}", plain(text).replace('\n', "\n           "))
 }
 
-/// How an invocation ended, to its caller.
+/// How it ended, to its caller.
 pub fn answer(answer: &proto::InvokeResponse) -> String {
     let mut lines = Vec::new();
     if answer.verdict != 0 {
@@ -58,11 +58,11 @@ pub fn logs_and_timings(invocation: &proto::Invocation) -> String {
     lines.join("\n")
 }
 
-fn result(json: &[u8]) -> String {
+pub fn result(json: &[u8]) -> String {
     field("result", &String::from_utf8_lossy(json))
 }
 
-fn denied(denied: &proto::Denied) -> String {
+pub fn denied(denied: &proto::Denied) -> String {
     let code = if denied.code.is_empty() { String::new() } else { format!(" ({})", denied.code) };
     let data = String::from_utf8_lossy(&denied.data_json);
     let data = if data.is_empty() { String::new() } else { format!("\n{data}") };
@@ -70,7 +70,7 @@ fn denied(denied: &proto::Denied) -> String {
 }
 
 /// With the stack, which begins with name and message.
-fn error(error: &proto::FunctionError) -> String {
+pub fn error(error: &proto::FunctionError) -> String {
     let code = if error.code.is_empty() { String::new() } else { format!(", code {}", error.code) };
     let text = if error.stack.is_empty() { format!("{}: {}", error.name, error.message) } else { error.stack.clone() };
     field("error", &format!("{}{code}\n{text}", kind(error)))

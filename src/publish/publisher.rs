@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::artifacts::Artifacts;
-use crate::model::{AppId, Catalogue, Version, VersionNumber, VersionState};
+use crate::model::{AppId, Catalogue, Sdk, Version, VersionNumber, VersionState};
 use crate::serving::{self, Serving};
 use crate::store::{NewVersion, PublishKey, Store};
 
@@ -59,6 +59,8 @@ pub struct Settings {
     pub single_tenant: bool,
     /// For a worker of a draft, or of a replay.
     pub wait_max: Duration,
+    /// What functions find in their context, which types are checked against.
+    pub sdk: Sdk,
     /// Something keeps workers with `limits.egress` none from the network.
     pub confines_egress: bool,
 }

@@ -108,7 +108,7 @@ impl VersionService for Versions {
             Some(number) => self.version_of(&app.id, number).await?.environment_names,
             None => Vec::new(),
         };
-        let content = declarations(&self.0.catalogue, Some(&Sdk::default()), &environment);
+        let content = declarations(&self.0.catalogue, Sdk::of(&self.0.sdk).as_ref(), &environment);
         Ok(Response::new(proto::GetDeclarationsResponse { content, file_name: FILE_NAME.to_owned() }))
     }
 

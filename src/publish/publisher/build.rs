@@ -121,7 +121,8 @@ impl Publisher {
     ) -> Result<(), Error> {
         let shared = &self.shared;
         let layer = (!version.layer.is_empty()).then(|| shared.artifacts.layer_directory(&version.app, &version.layer));
-        let declarations = declarations(&shared.catalogue, Some(&Sdk::default()), project.environment.keys());
+        let declarations =
+            declarations(&shared.catalogue, Sdk::of(&shared.settings.sdk).as_ref(), project.environment.keys());
         let subject = Subject { project, declarations: &declarations, layer };
         Ok(shared.checker.check(wanted, subject, &shared.installer, &shared.artifacts, progress).await?)
     }
