@@ -64,7 +64,7 @@ async fn serve(local: &Local) -> anyhow::Result<ExitCode> {
 
 /// Publishes what changed and runs events that were saved, for ever.
 async fn reload(local: &Local, watch: &Watch) {
-    let mut served = None;
+    let (mut served, mut failed) = (None, false);
     let mut events = project::sample_events(&local.directory).unwrap_or_default();
     let mut problem = String::new();
     loop {
@@ -73,7 +73,7 @@ async fn reload(local: &Local, watch: &Watch) {
             Ok(spec) if served.as_ref() != Some(&spec) => {
                 let spec = with_types(local, spec);
                 served = Some(spec.clone());
-                publish(local, spec, noticed).await;
+                failed = !publish(local, spec, noticed).await;
                 problem.clear();
             }
             Ok(_) => problem.clear(),
@@ -88,7 +88,9 @@ async fn reload(local: &Local, watch: &Watch) {
             }
             Err(err) => once(&mut problem, &format!("{err:#}")),
         }
-        watch.changed().await;
+        if watch.changed().await && failed {
+            served = None; // Saved once more, be it the same: perhaps the registry is there again.
+        }
     }
 }
 
@@ -113,13 +115,9 @@ fn with_types(local: &Local, mut spec: proto::VersionSpec) -> proto::VersionSpec
     spec
 }
 
-async fn publish(local: &Local, spec: proto::VersionSpec, noticed: Instant) {
-    let published = local.publish(spec, |step| {
-        // npm takes its time, and says what it does; all else is over before it could be read.
-        if step.phase == "install" && !step.message.starts_with("reusing ") {
-            say(format_args!("install  {}\n", plain(&step.message)));
-        }
-    });
+/// Whether the version serves.
+async fn publish(local: &Local, spec: proto::VersionSpec, noticed: Instant) -> bool {
+    let published = local.publish(spec, |line| say(format_args!("install  {line}\n")));
     match published.await {
         Ok(version) => {
             let functions: Vec<&str> =
@@ -127,8 +125,12 @@ async fn publish(local: &Local, spec: proto::VersionSpec, noticed: Instant) {
             let took = noticed.elapsed().as_millis();
             say(format_args!("version {} serves {} ({took} ms)\n", version.number, functions.join(", ")));
             local.forget_versions(version.number, VERSIONS_KEPT).await;
+            true
         }
-        Err(err) => say(format_args!("not published, the version before goes on:\n{err:#}\n")),
+        Err(err) => {
+            say(format_args!("not published, the version before goes on:\n{err:#}\n"));
+            false
+        }
     }
 }
 

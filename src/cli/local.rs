@@ -97,7 +97,13 @@ impl Options {
         let directory = directory.canonicalize().with_context(|| format!("read {}", directory.display()))?;
         let config = self.load(&directory, listen)?;
         telemetry::init(config.log_format, &config.log_level)?;
-        let host = Host::prepare(&config)?;
+        let host =
+            Host::prepare(&config).map_err(|err| match err.to_string().contains("in use by another chatfn") {
+                true => err.context(
+                    "this project runs already (in `chatfn dev`, saving an event in events/ runs its function)",
+                ),
+                false => err,
+            })?;
         let sandbox = Sandbox::start(host.sandbox_settings(&config)).context(
             "start the sandbox broker (`chatfn doctor` tells what works here; --set isolation.mode=landlock needs least, and \
              --insecure-no-sandbox is for your own code)",
@@ -142,6 +148,11 @@ async fn attend(
     }
 }
 
+/// What an install says where there is none, and npm's single steps.
+fn is_nothing(message: &str) -> bool {
+    message.starts_with("reusing ") || message.starts_with("npm http ") || message == "no dependencies"
+}
+
 /// The directory's name, as far as an app can be called so.
 pub fn app_id(directory: &Path) -> String {
     let absolute = directory.canonicalize().unwrap_or_else(|_| directory.to_owned());
@@ -174,7 +185,7 @@ impl Local {
     pub async fn publish(
         &self,
         spec: proto::VersionSpec,
-        mut progress: impl FnMut(&proto::Progress),
+        mut installing: impl FnMut(&str),
     ) -> anyhow::Result<proto::Version> {
         let request = proto::PublishVersionRequest { app_id: self.app.clone(), spec: Some(spec), ..Default::default() };
         let said = |status: Status| anyhow::anyhow!("{}", plain(status.message().trim_end()));
@@ -184,7 +195,11 @@ impl Local {
         let mut steps = versions.publish_version(request).await.map_err(said)?.into_inner();
         while let Some(step) = steps.message().await.map_err(said)? {
             match step.event {
-                Some(Event::Progress(step)) => progress(&step),
+                // npm takes its time, and says what it does; all else is over before it could be read.
+                Some(Event::Progress(step)) if step.phase == "install" && !is_nothing(&step.message) => {
+                    installing(&plain(&step.message));
+                }
+                Some(Event::Progress(_)) => {}
                 Some(Event::Version(version)) => return Ok(version),
                 None => {}
             }

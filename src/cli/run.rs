@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use anyhow::{Context, bail};
 use tonic::Code;
 
-use super::client::{plain, refused};
+use super::client::refused;
 use super::local::{Local, Options, show};
 use crate::proto;
 use crate::proto::invoke_response::Outcome;
@@ -60,12 +60,7 @@ async fn once(args: &Args, local: &Local) -> anyhow::Result<ExitCode> {
         Ok(event) => event,
         Err(err) => return usage(format!("{err:#}")),
     };
-    let published = local.publish(local.read()?, |step| {
-        if step.phase == "install" {
-            eprintln!("{:>9}  {}", step.phase, plain(&step.message));
-        }
-    });
-    let version = published.await?;
+    let version = local.publish(local.read()?, |line| eprintln!("install  {line}")).await?;
     let response = match local.invoke(trigger_type, &event).await {
         Ok(response) => response,
         Err(status) if status.code() == Code::InvalidArgument => return usage(format!("{:#}", refused(&status))),

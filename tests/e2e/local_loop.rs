@@ -12,6 +12,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tonic::Status;
 
 use crate::harness::{Answered, LOGIN, SENT, binary, wait_until};
 
@@ -115,7 +116,7 @@ async fn run_tells_by_its_exit_code_who_failed() {
         (&[SENT][..], "UserSentMessage has no function: write functions/UserSentMessage.ts"),
         (&["UserSneezed"], "there is no trigger type \"UserSneezed\"; there are SystemTriggeredEvent"),
         (&[LOGIN, "--event", "gone.json"], "read --event gone.json"),
-        (&[LOGIN, "--event", &bad], "(INVALID_EVENT"),
+        (&[LOGIN, "--event", &bad], "(INVALID_JSON)"),
     ] {
         let (code, out, err) = run(&directory, arguments).await;
         assert_eq!((code, out.as_str()), (Some(2), ""), "{arguments:?}: {err}");
@@ -123,6 +124,20 @@ async fn run_tells_by_its_exit_code_who_failed() {
     }
     let (code, _, err) = run(&directory.join("gone"), &[LOGIN]).await;
     assert!(code == Some(1) && err.contains("`chatfn init "), "{err}");
+}
+
+/// What the directory of these tests is called as an app.
+const APP: &str = "my-chat";
+
+async fn login(address: String) -> Result<proto::InvokeResponse, Status> {
+    let mut client = InvocationServiceClient::connect(address).await.expect("connects");
+    let request = proto::InvokeRequest {
+        app_id: APP.to_owned(),
+        trigger_type: LOGIN.to_owned(),
+        event_json: r#"{"username":"jane"}"#.into(),
+        ..Default::default()
+    };
+    client.invoke(request).await.map(tonic::Response::into_inner)
 }
 
 /// A running `chatfn dev`.
@@ -162,17 +177,14 @@ impl Dev {
         .await;
     }
 
-    async fn login(&self) -> proto::InvokeResponse {
+    fn address(&self) -> String {
         let said = self.said();
-        let address = said.split("app my-chat at ").nth(1).and_then(|rest| rest.split(';').next()).expect("an address");
-        let mut client = InvocationServiceClient::connect(address.to_owned()).await.expect("connects");
-        let request = proto::InvokeRequest {
-            app_id: "my-chat".to_owned(),
-            trigger_type: LOGIN.to_owned(),
-            event_json: r#"{"username":"jane"}"#.into(),
-            ..Default::default()
-        };
-        client.invoke(request).await.expect("an answer").into_inner()
+        let address = said.split("app my-chat at ").nth(1).and_then(|rest| rest.split(';').next());
+        address.expect("an address").to_owned()
+    }
+
+    async fn login(&self) -> proto::InvokeResponse {
+        login(self.address()).await.expect("an answer")
     }
 
     /// Ctrl-C; nothing of it is left.
@@ -244,7 +256,38 @@ async fn dev_serves_what_is_saved_and_keeps_serving_when_that_is_broken() {
     let types = fs::read_to_string(directory.join("chat-functions.d.ts")).expect("read");
     assert!(types.contains("WORD") && !types.contains("secret"), "types of the environment's names");
     assert!(!dev.said().contains('\u{1b}'));
+    let (code, _, err) = run(&directory, &[LOGIN]).await;
+    assert!(code == Some(1) && err.contains("this project runs already"), "{err}");
     dev.interrupt().await;
+}
+
+#[tokio::test]
+async fn a_second_interrupt_does_not_wait_for_functions() {
+    let (_parent, directory) = project();
+    let waits = "export const handleEvent = () => { console.log('waits'); return new Promise(() => setTimeout(() => {}, 60000)); };";
+    write(&directory, &format!("functions/{LOGIN}.ts"), waits);
+    let mut dev = Dev::start(&directory);
+    dev.says("version 1 serves ").await;
+    let address = dev.address();
+    let call = tokio::spawn(async move { login(address).await });
+    wait_until("the function runs", async || {
+        let mut client = InvocationServiceClient::connect(dev.address()).await.expect("connects");
+        let request = proto::ListInvocationsRequest { app_id: APP.to_owned(), ..Default::default() };
+        !client.list_invocations(request).await.expect("a list").into_inner().invocations.is_empty()
+    })
+    .await;
+    let pid = Pid::from_raw(dev.process.id().cast_signed());
+    kill(pid, Signal::SIGINT).expect("signal");
+    let mut ended = None;
+    wait_until("it ends", async || {
+        let _ = kill(pid, Signal::SIGINT); // Until the second one is taken.
+        ended = dev.process.try_wait().expect("wait");
+        ended.is_some()
+    })
+    .await;
+    assert_eq!(ended.and_then(|status| status.code()), Some(1), "{}", dev.said());
+    wait_until("nothing is left", async || processes_that_see(&directory).is_empty()).await;
+    assert!(call.await.expect("joins").is_err(), "its caller hears of it");
 }
 
 /// As the project's own README tells its user.

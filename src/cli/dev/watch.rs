@@ -45,20 +45,24 @@ impl Watch {
         watch
     }
 
-    /// Resolves when something may have changed and nothing changes any more.
+    /// Resolves when something may have changed and nothing changes any more. Whether it is known to have been written.
     ///
     /// # Cancel safety
     /// Dropping the future may lose the wake-up.
-    pub async fn changed(&self) {
-        let Some(inotify) = &self.inotify else { return sleep(LOOK_INTERVAL).await };
+    pub async fn changed(&self) -> bool {
+        let Some(inotify) = &self.inotify else {
+            sleep(LOOK_INTERVAL).await;
+            return false;
+        };
         if timeout(LOOK_INTERVAL, drained(inotify)).await.is_err() {
-            return;
+            return false;
         }
         let latest = Instant::now() + QUIET_MAX;
         while timeout_at(latest.min(Instant::now() + QUIET), drained(inotify)).await.is_ok() && Instant::now() < latest
         {
         }
         self.cover(); // There may be directories that were not there before.
+        true
     }
 
     /// Watching a directory again changes nothing.
@@ -113,13 +117,21 @@ mod tests {
     async fn what_is_written_wakes_also_in_a_directory_made_since() {
         let directory = tempfile::tempdir().expect("temp dir");
         let watch = Watch::new(directory.path());
-        fs::create_dir_all(directory.path().join("node_modules/a")).expect("directory");
-        for name in ["a.ts", "lib/deep/b.ts"] {
+        for name in ["a.ts", "lib/b.ts"] {
             let path = directory.path().join(name);
-            fs::create_dir_all(path.parent().expect("a parent")).expect("directory");
-            watch.changed().await;
+            if name.starts_with("lib") {
+                fs::create_dir(directory.path().join("lib")).expect("directory");
+                assert!(watch.changed().await, "lib");
+            }
             fs::write(&path, "1").expect("write");
-            watch.changed().await;
+            assert!(watch.changed().await, "{name}");
+        }
+        // Nothing of what npm and we ourselves write: only the look every now and then.
+        for name in ["node_modules", ".chatfn"] {
+            fs::create_dir(directory.path().join(name)).expect("directory");
+            assert!(watch.changed().await, "the directory itself");
+            fs::write(directory.path().join(name).join("x"), "1").expect("write");
+            assert!(!watch.changed().await, "{name}");
         }
     }
 }
