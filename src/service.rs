@@ -142,6 +142,7 @@ impl Service {
             delivery: figures.clone(),
             catalogue,
             isolation: sandbox.report().clone(),
+            sdk: config.sdk.clone(),
             drain: drain.clone(),
             limits: MessageLimits {
                 event_bytes_max: config.event_bytes_max,

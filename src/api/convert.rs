@@ -179,18 +179,18 @@ pub(super) fn type_check(number: i32) -> Result<TypeCheck, Status> {
 }
 
 pub(super) fn progress(step: Step) -> proto::PublishVersionResponse {
-    let diagnostics = step.diagnostics.into_iter().map(|one| {
-        let TypeDiagnostic { code, file, line, column, message, frame } = one;
-        proto::Diagnostic { file, line, column, code, message, frame }
-    });
-    let diagnostics = diagnostics.collect();
     let progress = proto::Progress {
         phase: step.phase.to_owned(),
         message: step.message,
         at: Some(timestamp(step.at)),
-        diagnostics,
+        diagnostics: step.diagnostics.into_iter().map(diagnostic).collect(),
     };
     proto::PublishVersionResponse { event: Some(proto::publish_version_response::Event::Progress(progress)) }
+}
+
+pub(super) fn diagnostic(diagnostic: TypeDiagnostic) -> proto::Diagnostic {
+    let TypeDiagnostic { code, file, line, column, message, frame } = diagnostic;
+    proto::Diagnostic { file, line, column, code, message, frame }
 }
 
 pub(super) fn answer(answer: Answer) -> proto::InvokeResponse {

@@ -1,5 +1,6 @@
 //! `chatfn dev`: a project that serves while it is written. Start reading at [`serve`].
 
+mod types;
 mod watch;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -55,15 +56,17 @@ async fn serve(local: &Local) -> anyhow::Result<ExitCode> {
         "app {} at http://{}; save a file to reload, an event in events/ to run it; Ctrl-C ends\n",
         local.app, local.address
     ));
+    let (serving, served) = tokio::sync::watch::channel(None);
     tokio::select! {
-        () = reload(local, &watch) => {}
+        () = reload(local, &watch, &serving) => {}
+        () = types::check(local, served) => {}
         () = log(local) => {}
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Publishes what changed and runs events that were saved, for ever.
-async fn reload(local: &Local, watch: &Watch) {
+/// Publishes what changed and runs events that were saved, for ever. What serves goes to `serving`.
+async fn reload(local: &Local, watch: &Watch, serving: &tokio::sync::watch::Sender<Option<proto::VersionSpec>>) {
     let (mut served, mut failed) = (None, false);
     let mut events = project::sample_events(&local.directory).unwrap_or_default();
     let mut problem = String::new();
@@ -73,7 +76,10 @@ async fn reload(local: &Local, watch: &Watch) {
             Ok(spec) if served.as_ref() != Some(&spec) => {
                 let spec = with_types(local, spec);
                 served = Some(spec.clone());
-                failed = !publish(local, spec, noticed).await;
+                failed = !publish(local, spec.clone(), noticed).await;
+                if !failed {
+                    serving.send_replace(Some(spec));
+                }
                 problem.clear();
             }
             Ok(_) => problem.clear(),

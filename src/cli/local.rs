@@ -207,6 +207,16 @@ impl Local {
         bail!("the publish ended without a version")
     }
 
+    /// # Errors
+    /// The types cannot be checked.
+    pub async fn type_errors(&self, spec: proto::VersionSpec) -> Result<proto::CheckTypesResponse, Status> {
+        let request = proto::CheckTypesRequest { app_id: self.app.clone(), spec: Some(spec) };
+        let mut versions = VersionServiceClient::new(self.channel.clone())
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX);
+        versions.check_types(request).await.map(tonic::Response::into_inner)
+    }
+
     /// Removes all versions but the newest `keep`: each save makes one. Best effort, for one may still be in use.
     pub async fn forget_versions(&self, newest: u64, keep: u64) {
         let mut versions = VersionServiceClient::new(self.channel.clone());

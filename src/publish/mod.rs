@@ -46,4 +46,4 @@ pub use publisher::{
 pub use registry::{Limits as RegistryLimits, Proxy, Registries};
 pub use sources::SourceLimits;
 pub use transpile::{Built, ModuleKind, Unit, transpile};
-pub use typecheck::{Error as TypeCheckError, TypeCheck, TypeDiagnostic};
+pub use typecheck::{Error as TypeCheckError, Report as TypeReport, TypeCheck, TypeDiagnostic};

@@ -27,6 +27,7 @@ const OPENED_BY: &[(&str, &[&str])] = &[
     ("VersionService/ActivateVersion", &["publish"]),
     ("VersionService/DeleteVersion", &["publish"]),
     ("VersionService/GetVersionSpec", &["publish", "manage"]),
+    ("VersionService/CheckTypes", &["publish"]),
     ("VersionService/GetDeclarations", &["publish", "manage"]),
     ("EventService/GetEvent", &["manage"]),
     ("EventService/ListDeadLetters", &["manage"]),

@@ -112,6 +112,21 @@ impl VersionService for Versions {
         Ok(Response::new(proto::GetDeclarationsResponse { content, file_name: FILE_NAME.to_owned() }))
     }
 
+    async fn check_types(
+        &self,
+        request: Request<proto::CheckTypesRequest>,
+    ) -> Result<Response<proto::CheckTypesResponse>, Status> {
+        let app = allowed(&request, &request.get_ref().app_id, PUBLISH)?;
+        self.0.accept()?;
+        let spec = request.into_inner().spec;
+        let spec = spec.ok_or_else(|| invalid("NO_SPEC", "spec is missing: it says what to check"))?;
+        let report = self.0.publisher.check_sources(app, convert::project_spec(spec)?).await?;
+        Ok(Response::new(proto::CheckTypesResponse {
+            diagnostics: report.diagnostics.into_iter().map(convert::diagnostic).collect(),
+            more: u32::try_from(report.more).unwrap_or(u32::MAX),
+        }))
+    }
+
     async fn activate_version(
         &self,
         request: Request<proto::ActivateVersionRequest>,

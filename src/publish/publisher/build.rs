@@ -112,7 +112,7 @@ impl Publisher {
         Ok(manifest)
     }
 
-    async fn check_types(
+    pub(super) async fn check_types(
         &self,
         project: &Project,
         version: &Version,
@@ -149,7 +149,7 @@ impl Publisher {
         Ok(())
     }
 
-    async fn install(
+    pub(super) async fn install(
         &self,
         project: &Project,
         app: &AppId,

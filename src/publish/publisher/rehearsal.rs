@@ -1,4 +1,4 @@
-//! Runs a draft of a function once, against the runtime that serves.
+//! What is tried without being published: a draft of a function, run against the runtime that serves; the types of sources.
 
 use std::time::Duration;
 
@@ -10,7 +10,8 @@ use crate::model::{
 use crate::publish::changes::{Changes, is_of};
 use crate::publish::functions::{Code, FunctionDecl};
 use crate::publish::progress::Progress;
-use crate::publish::{InvalidSpec, ProjectSpec};
+use crate::publish::turns::Build;
+use crate::publish::{InvalidSpec, ProjectSpec, TypeCheck, TypeCheckError, TypeReport};
 use crate::serving;
 use crate::trial::{Event, LINES_MAX, Trial, Tried};
 
@@ -53,6 +54,50 @@ impl Publisher {
         self.detached(async move { this.rehearse_now(draft).await }).await
     }
 
+    /// The type errors of sources that nobody has published. Nothing is kept.
+    ///
+    /// # Errors
+    /// As a publish, up to the installation; and what keeps the types from being checked.
+    ///
+    /// # Cancel safety
+    /// As [`Publisher::rehearse`].
+    pub async fn check_sources(&self, app: AppId, spec: ProjectSpec) -> Result<TypeReport, Error> {
+        let this = self.clone();
+        self.detached(async move { this.check_sources_now(&app, spec).await }).await
+    }
+
+    async fn check_sources_now(&self, app: &AppId, spec: ProjectSpec) -> Result<TypeReport, Error> {
+        let _waiting = self.wait_in_line()?;
+        let (progress, _nobody_watches) = Progress::new();
+        let build = self.begin_aside(app).await?;
+        let work = async {
+            let (project, _) = self.compile(spec, false, &progress).await?;
+            let mut version = draft_of(app, &project, self.shared.installer.node_version());
+            if let Some(layer) = self.install(&project, app, &build, &progress).await? {
+                version.layer = layer.key;
+            }
+            match self.check_types(&project, &version, TypeCheck::Error, &progress).await {
+                Ok(()) => Ok(TypeReport::default()),
+                Err(Error::TypeCheck(TypeCheckError::Types(report))) => Ok(report),
+                Err(err) => Err(err),
+            }
+        };
+        let result = self.until_stopped(&build, VersionNumber(0), work).await;
+        self.sweep_after(app, &build).await;
+        result
+    }
+
+    /// A build that becomes no version, of an app that there is.
+    async fn begin_aside(&self, app: &AppId) -> Result<Build, Error> {
+        let state = self.shared.turns.of(app);
+        let _turn = state.turn().await;
+        // In the turn: no deletion comes in between.
+        if self.shared.store.app(app).await?.is_none() {
+            return Err(serving::Error::UnknownApp(app.to_string()).into());
+        }
+        Ok(state.begin_build())
+    }
+
     async fn rehearse_now(&self, draft: Draft) -> Result<Rehearsed, Error> {
         let shared = &self.shared;
         let _waiting = self.wait_in_line()?;
@@ -72,11 +117,7 @@ impl Publisher {
         })?;
         let mut version = draft_of(app, &project, shared.installer.node_version());
         version.number = start.unwrap_or(VersionNumber(0));
-        let build = {
-            let state = shared.turns.of(app);
-            let _turn = state.turn().await;
-            state.begin_build()
-        };
+        let build = self.begin_aside(app).await?;
         let work = async {
             let manifest = self.assemble(&project, &built, &mut version, &build, &progress).await?;
             let environment = project.environment.clone();
