@@ -79,9 +79,10 @@ async fn flags_win_over_variables_which_win_over_profiles() {
 
 #[tokio::test]
 async fn a_profile_file_that_is_wrong_or_open_is_told_of_without_its_secrets() {
-    let server = TestServer::start().await;
+    let directory = tempfile::tempdir().expect("temp dir");
+    let server = guarded(directory.path()).await;
     let address = [("CHATFN_ADDRESS", server.address.as_str())];
-    let user = User::with("[profiles.default]\ntoken = \"hidden\"\n");
+    let user = User::with(&format!("[profiles.default]\ntoken = \"{TOKEN}\"\n"));
     let quiet = user.runs(&["apps"], &address).await.done();
     assert_eq!(quiet.err, "");
     std::fs::set_permissions(user.file(), std::fs::Permissions::from_mode(0o644)).expect("chmod");

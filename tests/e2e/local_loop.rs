@@ -318,3 +318,20 @@ async fn a_new_project_passes_its_own_type_check() {
     let (right, said) = npm(&["run", "check"]);
     assert!(!right && said.contains("functions/UserSentMessage.ts(2,") && said.contains("'chanel'"), "{said}");
 }
+
+#[tokio::test]
+async fn dev_tells_type_errors_of_what_serves_with_their_frames() {
+    let (_parent, directory) = project();
+    let dev = Dev::start(&directory);
+    dev.says("version 1 serves ").await;
+    let function = format!("functions/{LOGIN}.ts");
+    let wrong = "export function handleEvent(event: UserAttemptedStartSessionEvent) {\n  return event.usernam;\n}";
+    write(&directory, &function, wrong);
+    dev.says("version 2 serves ").await;
+    dev.says("functions/UserAttemptedStartSession.ts:2:16: TS2551").await;
+    dev.says("> 2 |   return event.usernam;\n").await;
+    dev.says("type errors: 1; it serves all the same\n").await;
+    write(&directory, &function, &wrong.replace("usernam;", "username;"));
+    dev.says("the types are right\n").await;
+    dev.interrupt().await;
+}

@@ -7,6 +7,7 @@ mod cli;
 mod cli_logs;
 mod cli_publish;
 mod cli_settings;
+mod cli_trials;
 mod commands;
 mod concurrent;
 mod crash;
