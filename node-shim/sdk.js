@@ -74,8 +74,20 @@ function build(spec, options) {
   }
   // Arrow functions and methods have no prototype: there is nothing to construct.
   const instance = hasOwn(found, 'prototype') ? construct(found, [options]) : apply(found, undefined, [options]);
-  if (name === CHATKITTY) tellHops(instance);
+  if (name === CHATKITTY) {
+    tellHops(instance);
+    addOlderNames(instance);
+  }
   return instance;
+}
+
+/** The guides call it so; the package renamed it since. @param {any} instance */
+function addOlderNames(instance) {
+  const users = instance.Users;
+  if (typeof users !== 'object' || users === null) return;
+  const { checkUserExists } = users;
+  if (typeof checkUserExists !== 'function' || users.getUserExists !== undefined) return;
+  define(users, 'getUserExists', (/** @type {unknown[]} */ ...args) => apply(checkUserExists, users, args));
 }
 
 /**

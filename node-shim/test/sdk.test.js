@@ -14,7 +14,8 @@ const PACKAGE = `
   exports.ChatKitty = class {
     constructor(options) { globalThis.built = (globalThis.built ?? 0) + 1; this.options = options;
       this.apiConfiguration = { baseOptions: undefined }; this.Users = { ask: async () => {
-        await null; await new Promise((done) => setTimeout(done, 5)); return { ...this.apiConfiguration.baseOptions }.headers; } };
+        await null; await new Promise((done) => setTimeout(done, 5)); return { ...this.apiConfiguration.baseOptions }.headers; },
+        checkUserExists(name) { return [this === this.self, name]; } }; this.Users.self = this.Users;
       this.Channels = { channels: true }; } };`;
 
 const serving = (t, body, { sdk = CHATKITTY, env = ENV, source = PACKAGE, ...more } = {}) =>
@@ -44,6 +45,11 @@ test('the older guides\' helpers lead to the same APIs', async (t) => {
     return [getUserApi() === context.ChatKitty.Users, getUsersApi() === context.ChatKitty.Users, getChannelApi(),
       typeof context.getFunctionVersionsApi, typeof context.getRuntimeApi, typeof context.getApplicationApi];`);
   assert.deepEqual(await worker.outcome({}), { value: [true, true, { channels: true }, 'function', 'function', 'function'] });
+});
+
+test('the guides\' name of a method that was renamed leads to it', async (t) => {
+  const worker = await serving(t, "return context.getUserApi().getUserExists('jane')");
+  assert.deepEqual(await worker.outcome({}), { value: [true, 'jane'] });
 });
 
 test('each invocation\'s requests tell its own hops', async (t) => {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use anyhow::{Context, anyhow};
+use anyhow::anyhow;
 use tonic::Code;
 use tonic::transport::Channel;
 
@@ -14,7 +14,6 @@ use super::output::{note, say};
 use super::progress::Progress;
 use super::{json, project, versions};
 use crate::proto;
-use crate::proto::app_service_client::AppServiceClient;
 use crate::proto::publish_version_response::Event;
 use crate::proto::version_service_client::VersionServiceClient;
 
@@ -29,6 +28,9 @@ pub struct Args {
     app: AppOption,
     #[command(flatten)]
     environment: Environment,
+    /// Drop the active version's variables that are not given here; else they stay
+    #[arg(long)]
+    replace_env: bool,
     /// Only build and verify it; `chatfn activate` makes it serve
     #[arg(long)]
     no_activate: bool,
@@ -77,6 +79,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let request = proto::PublishVersionRequest {
         app_id,
         spec: Some(spec),
+        keep_environment: !args.replace_env,
         activate: args.no_activate.then_some(false),
         base_version: args.base_version,
         idempotency_key: args.idempotency_key.clone().unwrap_or_default(),
@@ -103,7 +106,6 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
 
 async fn publish(args: &Args, request: proto::PublishVersionRequest) -> anyhow::Result<ExitCode> {
     let channel = args.connection.open().await?;
-    warn_of_lost_variables(args, &request, channel.clone()).await?;
     send(&args.connection, channel, request, args.json).await
 }
 
@@ -149,30 +151,4 @@ pub(super) async fn send(
         say(&format!("To make it serve: chatfn activate {} {}", plain(&version.app_id), version.number))?;
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// A version has the variables that it is published with, and no others: who forgets them should hear of it.
-async fn warn_of_lost_variables(
-    args: &Args,
-    request: &proto::PublishVersionRequest,
-    channel: Channel,
-) -> anyhow::Result<()> {
-    let request_app = proto::GetAppRequest { app_id: request.app_id.clone() };
-    let answer = AppServiceClient::new(channel.clone()).get_app(args.connection.request(request_app)?).await;
-    // Whoever may publish need not be allowed to look; and there may be no such app yet.
-    let Some(app) = answer.ok().and_then(|answer| answer.into_inner().app).filter(|app| app.active_version != 0) else {
-        return Ok(());
-    };
-    let active = proto::GetVersionRequest { app_id: request.app_id.clone(), version: app.active_version };
-    let mut versions = VersionServiceClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
-    let Ok(answer) = versions.get_version(args.connection.request(active)?).await else { return Ok(()) };
-    let active = answer.into_inner().version.context("a version")?;
-    let given = request.spec.as_ref().map(|spec| &spec.environment);
-    let lost: Vec<_> =
-        active.environment_names.iter().filter(|name| given.is_none_or(|given| !given.contains_key(*name))).collect();
-    if !lost.is_empty() {
-        let names = lost.iter().map(|name| plain(name)).collect::<Vec<_>>().join(", ");
-        note(&format!("the active version has {names}, and this one will not: give them with --env or --env-file"));
-    }
-    Ok(())
 }

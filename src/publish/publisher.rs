@@ -81,6 +81,8 @@ pub struct Request {
 #[derive(Debug)]
 pub enum Content {
     Spec(ProjectSpec),
+    /// With the active version's variables where it names none of its own.
+    SpecKeepingEnvironment(ProjectSpec),
     /// Of a version that there is. What comes out need not have a function.
     Changes(Changes),
 }
@@ -202,35 +204,57 @@ impl Publisher {
         let wishes = Wishes { activate, base, key, typecheck, verification };
         match content {
             Content::Spec(spec) => self.publish_spec(&app, &state, spec, true, wishes, progress).await,
-            Content::Changes(changes) => self.publish_changes(&app, &state, changes, wishes, progress).await,
+            content => self.publish_on_top(&app, &state, &content, wishes, progress).await,
         }
     }
 
     /// On top of what there is when its turn comes. What another publish adds meanwhile is not lost either: then it is made again, on
     /// top of that.
-    async fn publish_changes(
+    async fn publish_on_top(
         &self,
         app: &AppId,
         state: &Arc<App>,
-        changes: Changes,
+        content: &Content,
         wishes: Wishes,
         progress: &Progress,
     ) -> Result<Version, Error> {
         let _one_by_one = state.change().await;
         for _ in 0..CHANGE_TRIES_MAX {
             let newest = self.shared.store.newest_version(app).await?;
-            let (_, spec) = self.changed(app, changes.clone(), newest).await?;
+            let (spec, functions_required) = self.on_top(app, content, newest).await?;
             let wishes = Wishes { base: wishes.base.or(Some(newest)), ..wishes.clone() };
             let asked = wishes.base != Some(newest);
-            match self.publish_spec(app, state, spec, false, wishes, progress).await {
+            match self.publish_spec(app, state, spec, functions_required, wishes, progress).await {
                 Err(Error::BaseMoved { newest }) if !asked => {
-                    let message = format!("version {newest} was published meanwhile: making the changes again");
+                    let message = format!("version {newest} was published meanwhile: once more, on top of that");
                     progress.say("validate", &message);
                 }
                 ended => return ended,
             }
         }
         Err(Error::ChangesOvertaken { tries: CHANGE_TRIES_MAX })
+    }
+
+    /// What is to be published on top of what there is, and whether it needs a function.
+    async fn on_top(
+        &self,
+        app: &AppId,
+        content: &Content,
+        newest: VersionNumber,
+    ) -> Result<(ProjectSpec, bool), Error> {
+        match content {
+            Content::Spec(spec) => Ok((spec.clone(), true)),
+            Content::SpecKeepingEnvironment(spec) => {
+                let mut spec = spec.clone();
+                if let Some(active) = self.shared.store.app(app).await?.and_then(|app| app.active) {
+                    for (name, value) in self.shared.store.environment(app, active).await? {
+                        spec.environment.entry(name).or_insert(value);
+                    }
+                }
+                Ok((spec, true))
+            }
+            Content::Changes(changes) => Ok((self.changed(app, changes.clone(), newest).await?.1, false)),
+        }
     }
 
     /// What changes make of the version they start from, and which one that is.

@@ -181,3 +181,19 @@ async fn a_repeat_of_changes_with_the_same_key_changes_nothing() {
     server.refuse(keyed("2"), Code::FailedPrecondition, "IDEMPOTENCY_KEY_REUSED").await;
     server.stop().await;
 }
+
+#[tokio::test]
+async fn a_whole_project_keeps_the_variables_that_it_does_not_name_if_it_is_asked_to() {
+    let server = TestServer::start().await;
+    let app = Publish::login("demo", SHOW).variable("SECRET", "s").variable("OTHER", "o").on(&server).await;
+    let keeping = Publish::login("demo", SHOW).variable("OTHER", "new").0;
+    let keeping = proto::PublishVersionRequest { keep_environment: true, ..keeping };
+    server.publish(keeping).await.expect("publishes");
+    assert_eq!(app.login("jane").await.json(), serde_json::json!({"secret": "s", "other": "new"}));
+    let none = proto::PublishVersionRequest { keep_environment: true, ..Publish::login("demo", "").0 };
+    let none = proto::PublishVersionRequest { spec: Some(proto::VersionSpec::default()), ..none };
+    server.refuse(none, Code::InvalidArgument, "NO_FUNCTIONS").await;
+    Publish::login("demo", SHOW).on(&server).await;
+    assert_eq!(app.login("jane").await.json(), serde_json::json!({}));
+    server.stop().await;
+}

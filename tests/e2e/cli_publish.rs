@@ -50,10 +50,8 @@ async fn publish_through_a_pipe_prints_plain_lines_and_a_report() {
         (&2.into(), &false.into(), &"READY".into())
     );
     assert_eq!(version["functions"][0]["timeout"], "5s");
-    let warning =
-        "chatfn: the active version has A_KEY, B_KEY, and this one will not: give them with --env or --env-file";
-    let (first, steps) = ran.err.split_once('\n').expect("lines");
-    assert_eq!(first, warning);
+    assert_eq!(version["environment_names"], serde_json::json!(["A_KEY", "B_KEY"]), "they stay");
+    let steps = &ran.err;
     let phases = steps.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON")["phase"].clone());
     assert!(phases.clone().any(|phase| phase == "verify") && phases.clone().count() > 2, "{steps}");
 

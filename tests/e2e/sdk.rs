@@ -71,6 +71,11 @@ async fn api(
     if text("authorization") != "Bearer t0ken" {
         return answer(StatusCode::UNAUTHORIZED, json!({ "message": "no token" }));
     }
+    if method == Method::HEAD {
+        // Whether a user exists.
+        let found = uri.query() == Some("name=jane%40example.com");
+        return answer(if found { StatusCode::OK } else { StatusCode::NOT_FOUND }, Value::Null);
+    }
     let body: Value = serde_json::from_slice(&body).expect("JSON");
     platform.heard.lock().expect("lock").push(Heard {
         what: format!("{method} {uri}"),
@@ -189,6 +194,57 @@ async fn errors_of_the_platform_and_of_its_configuration_reach_the_function() {
     assert_eq!((failure.name.as_str(), failure.code.as_str()), ("SdkUnavailable", "SDK_NOT_CONFIGURED"));
     assert!(failure.message.contains("needs the environment variable CHATKITTY_CLIENT_SECRET"), "{failure:?}");
     assert_eq!(platform.tokens.lock().expect("lock").len(), before);
+    server.stop().await;
+}
+
+/// What ChatKitty's guide to Firebase has developers paste, but for where `firebase` is from: the real one asks Google.
+const GUIDE: &str = r"
+const firebase = require('../lib/firebase');
+
+async function handleEvent(
+  event: UserAttemptedStartSessionEvent,
+  context: Context
+) {
+  const email = event.username;
+  const password = event.authParams.password;
+
+  const userApi = context.getUserApi();
+
+  const userCredential = await firebase
+    .auth()
+    .signInWithEmailAndPassword(email, password);
+
+  await userApi.getUserExists(email).catch(async () => {
+    await userApi.createUser({
+      name: event.username,
+      displayName: userCredential.user.displayName || event.username,
+    });
+  });
+}
+";
+const FIREBASE: &str = "exports.auth = () => ({ signInWithEmailAndPassword: async (email, password) => {\n  \
+                        if (password !== 'right') throw new Error('auth/wrong-password');\n  return { user: {} };\n} });";
+
+#[tokio::test]
+async fn the_guides_login_works_as_it_is_printed() {
+    let (platform, address) = Platform::start().await;
+    let server = service(address).await;
+    let mut request = request("chat", &[(&format!("functions/{LOGIN}.ts"), GUIDE), ("lib/firebase.js", FIREBASE)]);
+    request.spec.as_mut().expect("a spec").environment = map(&CREDENTIALS);
+    server.publish(request).await.expect("publishes");
+    let app = server.app("chat");
+    let login = async |username: &str, password: &str| {
+        let event = json!({ "username": username, "authParams": { "password": password } });
+        app.invoke(LOGIN, &event.to_string()).await.expect("an answer")
+    };
+    assert_eq!(login("jane@example.com", "right").await.json(), Value::Null);
+    assert_eq!(platform.heard(), [], "jane is there");
+    assert_eq!(login("joe@example.com", "right").await.json(), Value::Null);
+    let heard = platform.heard();
+    let joe = json!({ "name": "joe@example.com", "displayName": "joe@example.com" });
+    assert_eq!((heard[0].what.as_str(), &heard[0].body), ("POST /v1/users", &joe));
+    let refused = login("joe@example.com", "wrong").await;
+    assert_eq!((refused.failure().message.as_str(), refused.verdict()), ("auth/wrong-password", proto::Verdict::Deny));
     server.stop().await;
 }
 

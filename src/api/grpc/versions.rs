@@ -39,7 +39,9 @@ impl VersionService for Versions {
         let (content, digest) = match (request.spec, request.changes) {
             (Some(spec), None) => {
                 let digest = digest(spec.encode_to_vec());
-                (Content::Spec(convert::project_spec(spec)?), digest)
+                let spec = convert::project_spec(spec)?;
+                let keep = request.keep_environment;
+                (if keep { Content::SpecKeepingEnvironment(spec) } else { Content::Spec(spec) }, digest)
             }
             (None, Some(changes)) => {
                 let digest = digest(changes.encode_to_vec());
