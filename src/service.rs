@@ -415,7 +415,6 @@ fn publish_settings(config: &Config, isolation: &Report) -> publish::Settings {
         source_limits: SourceLimits::default(),
         memory_bytes_max: config.memory_budget(),
         single_tenant: !isolation.separates_tenants(),
-        wait_max: config.wait_max,
         sdk: config.sdk.clone(),
         confines_egress: isolation.is_active(LayerName::Network),
     }

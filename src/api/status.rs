@@ -181,6 +181,7 @@ impl From<publish::Error> for Status {
             publish::Error::Closed => with_retry(Code::Unavailable, "VERSION_UNLOADED", message),
             publish::Error::ReplayChanged { .. } => failed("REPLAY_CHANGED"),
             publish::Error::EgressNotConfined => failed("EGRESS_NOT_CONFINED"),
+            publish::Error::ActiveMoved => failed("ACTIVE_VERSION_MOVED"),
             publish::Error::NoSources(_) => failed("VERSION_HAS_NO_SOURCES"),
             publish::Error::ChangesOvertaken { .. } => with_retry(Code::Unavailable, "CHANGES_OVERTAKEN", message),
             publish::Error::AppDeleted(_) => failed("APP_DELETED"),

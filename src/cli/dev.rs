@@ -11,6 +11,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime};
 
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+
 use super::client::{plain, refused};
 use super::local::{Local, Options, show};
 use super::{init, project};
@@ -68,6 +71,7 @@ async fn serve(local: &Local) -> anyhow::Result<ExitCode> {
 /// Publishes what changed and runs events that were saved, for ever. What serves goes to `serving`.
 async fn reload(local: &Local, watch: &Watch, serving: &tokio::sync::watch::Sender<Option<proto::VersionSpec>>) {
     let (mut served, mut failed) = (None, false);
+    let mut running = FuturesUnordered::new();
     let mut events = project::sample_events(&local.directory).unwrap_or_default();
     let mut problem = String::new();
     loop {
@@ -88,13 +92,21 @@ async fn reload(local: &Local, watch: &Watch, serving: &tokio::sync::watch::Send
         match project::sample_events(&local.directory) {
             Ok(now) => {
                 for (trigger_type, event) in changed(&events, &now) {
-                    trigger(local, trigger_type, event).await;
+                    running.push(trigger(local, trigger_type.to_owned(), event.to_owned()));
                 }
                 events = now;
             }
             Err(err) => once(&mut problem, &format!("{err:#}")),
         }
-        if watch.changed().await && failed {
+        // What runs meanwhile keeps nobody from saving.
+        let mut saved = std::pin::pin!(watch.changed());
+        let written = loop {
+            tokio::select! {
+                written = &mut saved => break written,
+                Some(()) = running.next() => {}
+            }
+        };
+        if written && failed {
             served = None; // Saved once more, be it the same: perhaps the registry is there again.
         }
     }
@@ -151,8 +163,9 @@ fn changed<'a>(
 }
 
 /// What comes of it is in the log, as of everybody's invocations.
-async fn trigger(local: &Local, trigger_type: &str, event: &str) {
-    match local.invoke(trigger_type, event).await {
+async fn trigger(local: &Local, trigger_type: String, event: String) {
+    let trigger_type = trigger_type.as_str();
+    match local.invoke(trigger_type, &event).await {
         Ok(response) => {
             if let Some(Outcome::Skipped(_)) = response.outcome {
                 say(format_args!(

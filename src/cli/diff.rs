@@ -9,7 +9,7 @@ use similar::TextDiff;
 use tonic::transport::Channel;
 
 use super::client::{Connection, block_on, plain, refused};
-use super::output::{json_line, say};
+use super::output::{DIFFERS, json_line, say};
 use super::versions;
 use crate::proto;
 use crate::proto::version_service_client::VersionServiceClient;
@@ -59,7 +59,7 @@ struct Shown<'a> {
     facts: BTreeMap<&'a str, Changed<'a>>,
 }
 
-/// Exit code 1 if they differ, as `diff` has it.
+/// Exit code 3 if they differ.
 ///
 /// # Errors
 /// The service cannot be reached, or refuses.
@@ -74,12 +74,15 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
             let shown = Shown { app_id: &args.app, from: args.from, to: args.to, sources, facts };
             say(&json_line(&shown)?)?;
         } else if same {
-            say(&format!("versions {} and {} do not differ", args.from, args.to))?;
+            say(&format!(
+                "versions {} and {} do not differ (values of variables are not compared)",
+                args.from, args.to
+            ))?;
         } else {
             facts.iter().try_for_each(|(name, change)| say(&plain(&fact(name, change))))?;
             sources.iter().try_for_each(|(path, change)| say(&plain(&hunks(path, change))))?;
         }
-        Ok(if same { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        Ok(if same { ExitCode::SUCCESS } else { ExitCode::from(DIFFERS) })
     })
 }
 
@@ -90,7 +93,9 @@ async fn side(args: &Args, client: &mut VersionServiceClient<Channel>, version: 
     let request = proto::GetVersionSpecRequest { app_id: args.app.clone(), version };
     let answer = client.get_version_spec(args.connection.request(request)?).await;
     let spec = answer.map_err(|status| refused(&status))?.into_inner().spec.context("a spec")?;
-    Ok(Side { facts: facts(&built), sources: sources(spec) })
+    let mut facts = facts(&built);
+    facts.extend(spec.scripts_allowed.iter().map(|name| (format!("scripts of {name}"), "allowed".to_owned())));
+    Ok(Side { facts, sources: sources(spec) })
 }
 
 /// Files that are no text are compared by what they are.

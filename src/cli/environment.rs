@@ -82,7 +82,11 @@ fn read(variables: &[Variable], file: Option<&Path>) -> anyhow::Result<BTreeMap<
     Ok(all)
 }
 
-fn read_file(path: &Path) -> anyhow::Result<BTreeMap<String, String>> {
+/// A file of NAME=VALUE lines.
+///
+/// # Errors
+/// It cannot be read or understood; names the line, never what stands in it.
+pub fn read_file(path: &Path) -> anyhow::Result<BTreeMap<String, String>> {
     let mut text = String::new();
     let file = File::open(path).and_then(|file| file.take(BYTES_MAX + 1).read_to_string(&mut text));
     file.with_context(|| format!("read {}", path.display()))?;

@@ -74,6 +74,12 @@ impl Options {
             overrides.push(own("insecure_no_sandbox", "true".to_owned()));
         }
         let mut config = Config::load(self.config.as_deref(), &overrides)?;
+        if !config.listen.ip().is_loopback() {
+            bail!(
+                "--listen {}: `dev` and `run` take loopback addresses only, for they ask nobody for a token",
+                config.listen
+            );
+        }
         config.operator_token_file = None; // It is on loopback, and so is whoever calls it.
         config.user = None;
         Ok(config)

@@ -17,6 +17,9 @@ use super::client::plain;
 const YEARS_KNOWN: Duration = Duration::from_secs(253_402_300_800);
 const GAP: &str = "  ";
 
+/// Of the commands that compare: what they compared differs.
+pub const DIFFERS: u8 = 3;
+
 /// Whoever read what is printed has read enough. Nothing went wrong.
 #[derive(Debug, thiserror::Error)]
 #[error("nobody reads what is printed")]

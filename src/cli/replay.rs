@@ -6,7 +6,7 @@ use anyhow::anyhow;
 use serde::Serialize;
 
 use super::client::{Connection, MESSAGE_BYTES_MAX, block_on, plain, refused};
-use super::output::{json_line, millis, say};
+use super::output::{DIFFERS, json_line, millis, say};
 use super::show;
 use super::trial::{Ended, ended};
 use crate::proto;
@@ -57,7 +57,7 @@ struct Summary {
     changed: u32,
 }
 
-/// Exit code 1 if something came out otherwise.
+/// Exit code 3 if something came out otherwise.
 ///
 /// # Errors
 /// The service cannot be reached, or refuses.
@@ -120,5 +120,5 @@ fn conclude(args: &Args, summary: proto::ReplaySummary) -> anyhow::Result<ExitCo
     } else {
         say(&format!("version {version}: {changed} of {replayed} came out otherwise"))?;
     }
-    Ok(if changed > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    Ok(if changed > 0 { ExitCode::from(DIFFERS) } else { ExitCode::SUCCESS })
 }

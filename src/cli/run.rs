@@ -10,6 +10,7 @@ use tonic::Code;
 
 use super::client::refused;
 use super::local::{Local, Options, show};
+use crate::model::Catalogue;
 use crate::proto;
 use crate::proto::invoke_response::Outcome;
 
@@ -60,7 +61,22 @@ async fn once(args: &Args, local: &Local) -> anyhow::Result<ExitCode> {
         Ok(event) => event,
         Err(err) => return usage(format!("{err:#}")),
     };
-    let version = local.publish(local.read()?, |line| eprintln!("install  {line}")).await?;
+    let mut spec = local.read()?;
+    if !trigger.blocking {
+        // Once: what fails must not run again with the next command.
+        let retry = Some(proto::RetryPolicy { max_attempts: 1, ..Default::default() });
+        let own = spec.functions.iter().position(|function| function.trigger_type == trigger_type);
+        match own {
+            Some(at) => spec.functions[at].retry = retry,
+            None if has_function(&spec, trigger_type, &local.catalogue) => spec.functions.push(proto::FunctionSpec {
+                trigger_type: trigger_type.to_owned(),
+                retry,
+                ..Default::default()
+            }),
+            None => {}
+        }
+    }
+    let version = local.publish(spec, |line| eprintln!("install  {line}")).await?;
     let response = match local.invoke(trigger_type, &event).await {
         Ok(response) => response,
         Err(status) if status.code() == Code::InvalidArgument => return usage(format!("{:#}", refused(&status))),
@@ -87,6 +103,13 @@ async fn once(args: &Args, local: &Local) -> anyhow::Result<ExitCode> {
     }
     local.forget_versions(version.number, 1).await;
     Ok(if invocation.error.is_some() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// Among the files, under any spelling.
+fn has_function(spec: &proto::VersionSpec, trigger_type: &str, catalogue: &Catalogue) -> bool {
+    let names =
+        spec.files.keys().filter_map(|path| path.strip_prefix("functions/")?.split_once('.').map(|(name, _)| name));
+    names.filter_map(|name| catalogue.find(name)).any(|trigger| trigger.trigger_type.as_str() == trigger_type)
 }
 
 /// Empty for triggers that nobody waits for.

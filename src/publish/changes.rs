@@ -84,6 +84,8 @@ impl Changes {
             spec.limits = limits;
         }
         spec.scripts_allowed.extend(self.scripts_allowed);
+        spec.scripts_allowed.sort();
+        spec.scripts_allowed.dedup();
         Ok(spec)
     }
 }

@@ -57,14 +57,13 @@ const WIDTH_MAX: usize = 160;
 
 fn frame(text: &str, line: u32, column: u32) -> String {
     let first = line.saturating_sub(2).max(1);
-    let width = (line + 2).to_string().len();
+    let last = line.saturating_add(2);
+    let width = last.to_string().len();
     // Every line is cut at the same column, so that they stay aligned.
     let cut = (column as usize).saturating_sub(WIDTH_MAX / 2 + 1);
     let cut = if cut < WIDTH_MAX / 2 { 0 } else { cut };
     let mut frame = String::new();
-    for (number, content) in
-        (1u32..).zip(text.split('\n')).skip(first as usize - 1).take((line + 2 - first) as usize + 1)
-    {
+    for (number, content) in (1u32..).zip(text.split('\n')).skip(first as usize - 1).take((last - first) as usize + 1) {
         let content: String = content.trim_end_matches('\r').chars().skip(cut).take(WIDTH_MAX).collect();
         let mark = if number == line { '>' } else { ' ' };
         frame.push_str(format!("{mark} {number:>width$} | {content}").trim_end());

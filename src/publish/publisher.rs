@@ -48,7 +48,7 @@ pub struct Settings {
     pub waiting_max: usize,
     /// Publishes that install at a time.
     pub builds_max: usize,
-    /// For the candidate's first worker.
+    /// For the candidate's first worker, and those of drafts and replays.
     pub verify_timeout: Duration,
     /// For one run of the TypeScript compiler.
     pub typecheck_timeout: Duration,
@@ -57,8 +57,6 @@ pub struct Settings {
     pub memory_bytes_max: u64,
     /// Only one app is served.
     pub single_tenant: bool,
-    /// For a worker of a draft, or of a replay.
-    pub wait_max: Duration,
     /// What functions find in their context, which types are checked against.
     pub sdk: Sdk,
     /// Something keeps workers with `limits.egress` none from the network.
@@ -117,6 +115,8 @@ struct Plan<'a> {
     /// `None`: it is not to serve.
     ticket: Option<Ticket>,
     base: Option<VersionNumber>,
+    /// What must be active still when it ends; `None`: whatever is.
+    started_from: Option<Option<VersionNumber>>,
     typecheck: TypeCheck,
     verification: Option<Verification>,
 }
@@ -125,6 +125,10 @@ struct Plan<'a> {
 #[derive(Clone)]
 struct Wishes {
     activate: bool,
+    /// Where its activation stands among others, if that was settled before its build.
+    ticket: Option<Ticket>,
+    /// What must be active still when it ends; `None`: whatever is.
+    started_from: Option<Option<VersionNumber>>,
     base: Option<VersionNumber>,
     key: Option<PublishKey>,
     typecheck: TypeCheck,
@@ -201,7 +205,7 @@ impl Publisher {
         }
         self.check_only_app(&request.app).await?;
         let Request { app, content, activate, base, key, typecheck, verification } = request;
-        let wishes = Wishes { activate, base, key, typecheck, verification };
+        let wishes = Wishes { activate, ticket: None, started_from: None, base, key, typecheck, verification };
         match content {
             Content::Spec(spec) => self.publish_spec(&app, &state, spec, true, wishes, progress).await,
             content => self.publish_on_top(&app, &state, &content, wishes, progress).await,
@@ -218,13 +222,26 @@ impl Publisher {
         wishes: Wishes,
         progress: &Progress,
     ) -> Result<Version, Error> {
+        // One that is deleted while this waits does not come back.
+        let existed = self.shared.store.app(app).await?.is_some();
         let _one_by_one = state.change().await;
+        let from_active = !matches!(content, Content::Changes(Changes { version: Some(_), .. }));
         for _ in 0..CHANGE_TRIES_MAX {
+            // Before the look at what serves: an activation that comes after it is not undone.
+            let ticket = wishes.activate.then(|| state.ticket());
             let newest = self.shared.store.newest_version(app).await?;
+            let now = self.shared.store.app(app).await?;
+            if existed && now.is_none() {
+                return Err(serving::Error::UnknownApp(app.to_string()).into());
+            }
+            let started_from = from_active.then_some(now.and_then(|app| app.active));
             let (spec, functions_required) = self.on_top(app, content, newest).await?;
-            let wishes = Wishes { base: wishes.base.or(Some(newest)), ..wishes.clone() };
+            let wishes = Wishes { base: wishes.base.or(Some(newest)), ticket, started_from, ..wishes.clone() };
             let asked = wishes.base != Some(newest);
             match self.publish_spec(app, state, spec, functions_required, wishes, progress).await {
+                Err(Error::ActiveMoved) => {
+                    progress.say("validate", "another version was activated meanwhile: once more, on top of that");
+                }
                 Err(Error::BaseMoved { newest }) if !asked => {
                     let message = format!("version {newest} was published meanwhile: once more, on top of that");
                     progress.say("validate", &message);
@@ -268,8 +285,9 @@ impl Publisher {
         let start = changes.version.or(active).or((newest.0 > 0).then_some(newest));
         let mut spec = ProjectSpec::default();
         if let Some(number) = start {
-            spec = self.spec(app, number).await?;
-            spec.environment = self.shared.store.environment(app, number).await?;
+            // First: it is empty for a version that is gone, and the sources are not there then.
+            let environment = self.shared.store.environment(app, number).await?;
+            spec = ProjectSpec { environment, ..self.spec(app, number).await? };
         }
         Ok((start, changes.apply(spec, &self.shared.catalogue)?))
     }
@@ -314,11 +332,12 @@ impl Publisher {
                     base: wishes.base,
                 })
                 .await?;
-            (state.begin_build(), wishes.activate.then(|| state.ticket()))
+            let ticket = wishes.ticket.or_else(|| wishes.activate.then(|| state.ticket()));
+            (state.begin_build(), ticket)
         };
         let number = version.number;
         let Wishes { base, typecheck, verification, .. } = wishes;
-        let plan = Plan { build: &build, ticket, base, typecheck, verification };
+        let plan = Plan { build: &build, ticket, base, typecheck, verification, started_from: wishes.started_from };
         let building = self.build(&project, &built, version, plan, progress);
         let result = self.until_stopped(&build, number, building).await;
         if let Err(err) = &result {

@@ -45,7 +45,7 @@ async fn a_diff_shows_what_two_versions_have_and_have_not() {
     publish(first.path(), &[]).await;
     publish(second.path(), &["--env", "WORD=hunter2"]).await;
     let ran = chatfn(&server, &["diff", "demo", "1", "2"]).await;
-    assert_eq!(ran.code, Some(1), "{ran:?}");
+    assert_eq!(ran.code, Some(3), "{ran:?}");
     for part in [
         "+ variable WORD: set\n",
         "--- functions/UserAttemptedStartSession.ts\n+++ functions/UserAttemptedStartSession.ts\n",
@@ -58,7 +58,7 @@ async fn a_diff_shows_what_two_versions_have_and_have_not() {
     let ran = chatfn(&server, &["diff", "demo", "1", "2", "--json"]).await;
     assert_eq!(ran.json()["sources"]["lib/a.ts"], serde_json::json!({"from": "export const a = 1;\n"}));
     let ran = chatfn(&server, &["diff", "demo", "2", "2"]).await.done();
-    assert_eq!(ran.out, "versions 2 and 2 do not differ\n");
+    assert_eq!(ran.out, "versions 2 and 2 do not differ (values of variables are not compared)\n");
     let ran = chatfn(&server, &["diff", "demo", "1", "9"]).await;
     assert!(ran.code == Some(1) && ran.err.contains("VERSION_NOT_FOUND"), "{ran:?}");
     server.stop().await;
@@ -94,7 +94,7 @@ async fn a_draft_is_tested_and_recorded_invocations_are_replayed() {
     let changed = SHOW.replace("event.username", "event.username.length");
     Publish::login("demo", &changed).variable("WORD", "w").on(&server).await;
     let ran = chatfn(&server, &["replay", "demo", "--last", "1", "--version", "2"]).await;
-    assert_eq!(ran.code, Some(1), "{ran:?}");
+    assert_eq!(ran.code, Some(3), "{ran:?}");
     assert!(ran.out.contains(r#"v1       ALLOW {"name":"joe","word":"w"}"#), "{ran:?}");
     assert!(ran.out.contains(r#"now      ALLOW {"name":3,"word":"w"}"#), "{ran:?}");
     assert!(ran.out.ends_with("version 2: 1 of 1 came out otherwise\n"), "{ran:?}");

@@ -84,7 +84,8 @@ impl AppService for Apps {
         let services = Arc::clone(&self.0);
         // A task of its own: a caller who hangs up must not leave the app's credentials known.
         let deleted = tokio::spawn(async move {
-            let deleted = services.publisher.delete_app(&app).await;
+            let (auth, gone) = (services.auth.clone(), app.clone());
+            let deleted = services.publisher.delete_app(&app, move || auth.forget_app(&gone)).await;
             services.auth.forget_app(&app);
             services.delivery.forget(&app);
             deleted

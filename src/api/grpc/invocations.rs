@@ -152,9 +152,11 @@ impl InvocationService for Invocations {
         request: Request<proto::ReplayInvocationsRequest>,
     ) -> Result<Response<Self::ReplayInvocationsStream>, Status> {
         let app = allowed(&request, &request.get_ref().app_id, PUBLISH)?;
+        let revoked = self.0.auth.revoked(caller(&request)?);
         let request = request.into_inner();
         let trigger_type = self.trigger_filter(&request.trigger_type)?;
-        self.0.replay_invocations(&app, request, trigger_type).await.map(Response::new)
+        let replayed = self.0.replay_invocations(&app, request, trigger_type).await?;
+        Ok(Response::new(Box::pin(futures_util::StreamExt::take_until(replayed, revoked))))
     }
 }
 

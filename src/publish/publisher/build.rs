@@ -133,6 +133,12 @@ impl Publisher {
         let state = shared.turns.of(&version.app);
         let _turn = state.turn().await;
         progress.say("store", &format!("storing version {}", version.number));
+        if plan.ticket.is_some()
+            && let Some(before) = plan.started_from
+            && shared.store.app(&version.app).await?.and_then(|app| app.active) != before
+        {
+            return Err(Error::ActiveMoved);
+        }
         let ticket = plan.ticket.filter(|ticket| state.may_activate(*ticket));
         shared.store.finish_version(version, ticket.is_some(), plan.base).await?;
         if let Some(ticket) = ticket {

@@ -30,13 +30,13 @@ pub enum Error {
     /// The candidate does not load.
     #[error("verification failed: {0}")]
     Verify(FunctionFailure),
-    #[error("no worker was free to verify the version: {0}")]
+    #[error("no worker was free: {0}")]
     AtCapacity(String),
     /// The machine or the sandbox failed, not the tenant's code.
-    #[error("no worker could be started to verify the version: {0}")]
+    #[error("no worker could be started: {0}")]
     NoWorker(String),
     /// Its pool retired meanwhile.
-    #[error("the version was unloaded while it was being verified: try again")]
+    #[error("the version was unloaded meanwhile: try again")]
     Closed,
     #[error(
         "{changed} of {replayed} recorded invocations came out otherwise, and verification.max_changed is {max}: {first}"
@@ -53,6 +53,9 @@ pub enum Error {
     NoSources(VersionNumber),
     #[error("other publishes kept coming while the changes were made, {tries} times: try again")]
     ChangesOvertaken { tries: u32 },
+    /// Seen by whoever makes changes: they are made again.
+    #[error("another version was activated meanwhile")]
+    ActiveMoved,
     #[error("the app was deleted while version {0} was being built")]
     AppDeleted(VersionNumber),
     #[error("version {0} is active")]

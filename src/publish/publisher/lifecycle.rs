@@ -86,11 +86,13 @@ impl Publisher {
         self.detached(async move { this.delete_version_now(&app, number).await }).await
     }
 
+    /// `on_gone` is called as soon as the store does not know the app any more: its workers and files take longer.
+    ///
     /// # Errors
     /// There is no such app.
-    pub async fn delete_app(&self, app: &AppId) -> Result<(), Error> {
+    pub async fn delete_app(&self, app: &AppId, on_gone: impl FnOnce() + Send + 'static) -> Result<(), Error> {
         let (this, app) = (self.clone(), app.clone());
-        self.detached(async move { this.delete_app_now(&app).await }).await
+        self.detached(async move { this.delete_app_now(&app, on_gone).await }).await
     }
 
     pub(super) async fn detached<T: Send + 'static>(
@@ -154,13 +156,14 @@ impl Publisher {
         Ok(())
     }
 
-    async fn delete_app_now(&self, app: &AppId) -> Result<(), Error> {
+    async fn delete_app_now(&self, app: &AppId, on_gone: impl FnOnce() + Send) -> Result<(), Error> {
         let state = self.shared.turns.of(app);
         // Their numbers will be given out again.
         let _no_builds = state.end_builds().await;
         if !self.shared.store.delete_app(app).await? {
             return Err(serving::Error::UnknownApp(app.to_string()).into());
         }
+        on_gone();
         self.shared.serving.forget_app(app).await;
         self.sweep(app, &state).await;
         Ok(())

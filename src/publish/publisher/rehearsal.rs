@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use tokio_util::sync::CancellationToken;
+
 use super::draft::draft as draft_of;
 use super::{Error, Publisher};
 use crate::model::{
@@ -47,11 +49,12 @@ impl Publisher {
     /// As a publish, for what is wrong with the draft; and where there is no worker.
     ///
     /// # Cancel safety
-    /// A caller that hangs up does not stop it.
+    /// Dropping the future ends it, soon; what it leaves is swept.
     pub async fn rehearse(&self, draft: Draft) -> Result<Rehearsed, Error> {
-        let this = self.clone();
+        let (this, gone) = (self.clone(), CancellationToken::new());
+        let _hangs_up = gone.clone().drop_guard();
         // It leaves files to be swept.
-        self.detached(async move { this.rehearse_now(draft).await }).await
+        self.detached(async move { this.rehearse_now(draft, &gone).await }).await
     }
 
     /// The type errors of sources that nobody has published. Nothing is kept.
@@ -62,11 +65,17 @@ impl Publisher {
     /// # Cancel safety
     /// As [`Publisher::rehearse`].
     pub async fn check_sources(&self, app: AppId, spec: ProjectSpec) -> Result<TypeReport, Error> {
-        let this = self.clone();
-        self.detached(async move { this.check_sources_now(&app, spec).await }).await
+        let (this, gone) = (self.clone(), CancellationToken::new());
+        let _hangs_up = gone.clone().drop_guard();
+        self.detached(async move { this.check_sources_now(&app, spec, &gone).await }).await
     }
 
-    async fn check_sources_now(&self, app: &AppId, spec: ProjectSpec) -> Result<TypeReport, Error> {
+    async fn check_sources_now(
+        &self,
+        app: &AppId,
+        spec: ProjectSpec,
+        gone: &CancellationToken,
+    ) -> Result<TypeReport, Error> {
         let _waiting = self.wait_in_line()?;
         let (progress, _nobody_watches) = Progress::new();
         let build = self.begin_aside(app).await?;
@@ -82,7 +91,7 @@ impl Publisher {
                 Err(err) => Err(err),
             }
         };
-        let result = self.until_stopped(&build, VersionNumber(0), work).await;
+        let result = self.until_stopped(&build, VersionNumber(0), unless(gone, work)).await;
         self.sweep_after(app, &build).await;
         result
     }
@@ -98,7 +107,7 @@ impl Publisher {
         Ok(state.begin_build())
     }
 
-    async fn rehearse_now(&self, draft: Draft) -> Result<Rehearsed, Error> {
+    async fn rehearse_now(&self, draft: Draft, gone: &CancellationToken) -> Result<Rehearsed, Error> {
         let shared = &self.shared;
         let _waiting = self.wait_in_line()?;
         let app = &draft.app;
@@ -121,14 +130,15 @@ impl Publisher {
         let work = async {
             let manifest = self.assemble(&project, &built, &mut version, &build, &progress).await?;
             let environment = project.environment.clone();
-            let wait_max = shared.settings.wait_max;
+            let wait_max = shared.settings.verify_timeout;
             let trial = Trial::start(&shared.serving, version.clone(), environment, &manifest, LINES_MAX, wait_max);
             let event = Event { invocation: InvocationId::new(), attempt: 1, json: draft.event.clone() };
             let tried = trial.run(&function, event).await;
             let lines = trial.end().await;
             Ok(rehearsed(&function, tried?, lines))
         };
-        let result = self.until_stopped(&build, start.unwrap_or(VersionNumber(0)), work).await;
+        let number = start.unwrap_or(VersionNumber(0));
+        let result = self.until_stopped(&build, number, unless(gone, work)).await;
         self.sweep_after(app, &build).await;
         result.map(|rehearsed| Rehearsed { version: start, warnings: project.warnings, ..rehearsed })
     }
@@ -146,6 +156,14 @@ impl Publisher {
             function.language.clone_from(&draft.language);
         }
         spec.functions.push(function);
+    }
+}
+
+/// Work for a caller that may hang up.
+async fn unless<T>(gone: &CancellationToken, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    tokio::select! {
+        result = work => result,
+        () = gone.cancelled() => Err(Error::Closed), // Nobody hears it.
     }
 }
 

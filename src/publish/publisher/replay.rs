@@ -156,6 +156,6 @@ impl Publisher {
             }
             "none".clone_into(&mut version.limits.egress);
         }
-        Ok(Trial::start(&shared.serving, version, environment, manifest, 1, shared.settings.wait_max))
+        Ok(Trial::start(&shared.serving, version, environment, manifest, 1, shared.settings.verify_timeout))
     }
 }

@@ -169,7 +169,14 @@ fn parse(line: &str) -> Option<Found<'_>> {
     const MARK: &str = "error TS";
     let (place, rest) = match line.strip_prefix(MARK) {
         Some(rest) => ("", rest),
-        None => line.split_once("): error TS")?,
+        // The first one that follows a place: a file's name may hold anything.
+        None => line.match_indices("): error TS").find_map(|(at, mark)| {
+            let (place, rest) = (&line[..at], &line[at + mark.len()..]);
+            let (_, numbers) = place.rsplit_once('(')?;
+            let (row, column) = numbers.split_once(',')?;
+            let counts = |text: &str| text.parse::<u32>().is_ok_and(|number| number > 0);
+            (counts(row) && counts(column)).then_some((place, rest))
+        })?,
     };
     let (number, message) = rest.split_once(": ")?;
     if number.is_empty() || !number.bytes().all(|byte| byte.is_ascii_digit()) {

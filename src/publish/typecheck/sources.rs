@@ -27,7 +27,7 @@ pub(super) fn write(
     declarations: &str,
     seen: &Seen,
 ) -> io::Result<Option<String>> {
-    let shown = |path: &&String| path.as_str() != TSCONFIG && !is_generated(path);
+    let shown = |path: &&String| !is_ours(path) && !is_generated(path);
     for path in files.keys().filter(shown) {
         let target = directory.join(path);
         create_dir_all(target.parent().unwrap_or(directory))?;
@@ -44,6 +44,12 @@ pub(super) fn write(
     // The compiler runs as another user; the data directory keeps everybody else out.
     set_permissions(directory, Permissions::from_mode(0o755))?;
     Ok(problem)
+}
+
+/// Where we write a file of our own nothing else stands, be it a directory of that name.
+fn is_ours(path: &str) -> bool {
+    let first = path.split('/').next().unwrap_or_default();
+    first == TSCONFIG || first == FILE_NAME
 }
 
 /// `chatfn init` and editors leave copies, which may be old: ours takes their place.
