@@ -7,6 +7,7 @@ use sqlx::{Sqlite, Transaction};
 use super::codec::{
     Row, corrupt, get, get_json, get_parsed, get_time, get_unsigned, get_version, json, millis, signed,
 };
+use super::functions::{self, Sources};
 use super::{Error, Store, during};
 use crate::model::{AppId, Version, VersionNumber, VersionState};
 
@@ -79,13 +80,15 @@ impl Store {
         Ok(number)
     }
 
-    /// Makes a BUILDING version READY, with all its fields but `created_at`, and lets it serve if `activate`.
+    /// Makes a BUILDING version READY, with all its fields but `created_at`, and lets it serve if `activate`. Its functions
+    /// whose settings or sources are new get versions of their own.
     ///
     /// # Errors
     /// `base` is not the newest READY version beside this one; then it stays BUILDING, to be failed by the caller.
     pub async fn finish_version(
         &self,
         version: &Version,
+        sources: &Sources,
         activate: bool,
         base: Option<VersionNumber>,
     ) -> Result<(), BeginError> {
@@ -95,6 +98,7 @@ impl Store {
         if !set_ready(&mut tx, version).await? {
             return Err(BeginError::NotBuilding(version.number));
         }
+        functions::record(&mut tx, version, sources).await?;
         if activate {
             let query = sqlx::query("UPDATE apps SET active_version = $2 WHERE id = $1");
             let query = query.bind(version.app.as_str()).bind(signed(version.number.0));
@@ -188,6 +192,7 @@ impl Store {
         let query = sqlx::query("DELETE FROM versions WHERE app_id = $1 AND number = $2");
         let query = query.bind(app.as_str()).bind(signed(number.0));
         query.execute(&mut *tx).await.map_err(during(DELETE))?;
+        functions::forget_unused(&mut tx, app).await?;
         tx.commit().await.map_err(during(DELETE))?;
         Ok(DeleteVersion::Deleted)
     }
