@@ -4,6 +4,7 @@ mod auth;
 mod convert;
 mod grpc;
 mod http;
+mod rest;
 mod status;
 
 use std::sync::Arc;
@@ -51,7 +52,7 @@ pub struct MessageLimits {
     pub publish_bytes_max: usize,
 }
 
-/// gRPC services, reflection, health and HTTP as one router. Health goes first: a probe needs no token, nor does who asks for one.
+/// gRPC services, reflection, health, HTTP and REST as one router. Health goes first: a probe needs no token, nor does who asks for one.
 pub fn routes(services: Services) -> Routes {
     use proto::app_service_server::AppServiceServer;
     use proto::event_service_server::EventServiceServer;
@@ -69,7 +70,7 @@ pub fn routes(services: Services) -> Routes {
         .max_decoding_message_size(limits.publish_bytes_max);
     let events =
         EventServiceServer::new(grpc::Events(Arc::clone(&services))).max_encoding_message_size(HISTORY_BYTES_MAX);
-    let apps = AppServiceServer::new(grpc::Apps(services));
+    let apps = AppServiceServer::new(grpc::Apps(Arc::clone(&services)));
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
@@ -87,5 +88,6 @@ pub fn routes(services: Services) -> Routes {
     let guarded = guarded.prepare().into_axum_router().layer(axum::middleware::map_response(status::explain_too_large));
     let guarded = auth::guard(guarded, auth.clone());
     let open = Routes::new(drain.health_service()).prepare().into_axum_router();
-    Routes::from(http::router(drain).merge(auth::oauth(auth)).merge(open.reset_fallback()).merge(guarded))
+    let http = http::router(drain).merge(auth::oauth(auth)).merge(rest::router(services));
+    Routes::from(http.merge(open.reset_fallback()).merge(guarded))
 }
