@@ -4,11 +4,13 @@ mod auth;
 mod convert;
 mod grpc;
 mod http;
+mod logs;
 mod rest;
 mod status;
 
 use std::sync::Arc;
 
+use tokio::sync::Semaphore;
 use tonic::service::Routes;
 
 use crate::dispatch;
@@ -30,6 +32,9 @@ const TOO_LARGE_BYTES: usize = 16 << 20;
 /// An event with its result and a full log.
 const HISTORY_BYTES_MAX: usize = 256 << 20;
 
+/// Clients that may read logs by HTTP at a time.
+pub const LOG_STREAMS_MAX: usize = 256;
+
 /// All that the API serves from.
 pub struct Services {
     pub auth: Auth,
@@ -43,6 +48,8 @@ pub struct Services {
     pub drain: Drain,
     pub isolation: Report,
     pub limits: MessageLimits,
+    /// A permit for each client that reads logs by HTTP.
+    pub log_streams: Arc<Semaphore>,
 }
 
 #[derive(Debug, Clone, Copy)]

@@ -160,6 +160,39 @@ impl Store {
         query.fetch_all(self.read()).await.map_err(during("list versions"))?.iter().map(decode).collect()
     }
 
+    /// A page of the versions in every state, and how many there are.
+    pub async fn version_page(
+        &self,
+        app: &AppId,
+        newest_first: bool,
+        (offset, limit): (u64, u32),
+    ) -> Result<(Vec<Version>, u64), Error> {
+        const VERB: &str = "page through versions";
+        let count = sqlx::query("SELECT COUNT(*) AS total FROM versions WHERE app_id = $1").bind(app.as_str());
+        let total = count.fetch_one(self.read()).await.map_err(during(VERB))?;
+        let sql = if newest_first {
+            "SELECT * FROM versions WHERE app_id = $1 ORDER BY number DESC LIMIT $2 OFFSET $3"
+        } else {
+            "SELECT * FROM versions WHERE app_id = $1 ORDER BY number LIMIT $2 OFFSET $3"
+        };
+        let query = sqlx::query(sql).bind(app.as_str()).bind(i64::from(limit)).bind(signed(offset));
+        let rows = query.fetch_all(self.read()).await.map_err(during(VERB))?;
+        Ok((rows.iter().map(decode).collect::<Result<_, _>>()?, get_unsigned(&total, "total")?))
+    }
+
+    /// The newest READY version with a lower number.
+    pub async fn ready_version_before(
+        &self,
+        app: &AppId,
+        number: VersionNumber,
+    ) -> Result<Option<VersionNumber>, Error> {
+        let sql = "SELECT number FROM versions WHERE app_id = $1 AND number < $2 AND state = 1
+                   ORDER BY number DESC LIMIT 1";
+        let query = sqlx::query(sql).bind(app.as_str()).bind(signed(number.0));
+        let row = query.fetch_optional(self.read()).await.map_err(during("find the version before"))?;
+        row.map(|row| get_version(&row, "number")).transpose()
+    }
+
     /// Secrets, by name; empty where there is no such version.
     pub async fn environment(&self, app: &AppId, number: VersionNumber) -> Result<BTreeMap<String, String>, Error> {
         let query = sqlx::query("SELECT name, value FROM environments WHERE app_id = $1 AND version = $2");

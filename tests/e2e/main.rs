@@ -33,6 +33,7 @@ mod publish;
 mod publish_request;
 mod queue;
 mod reserve;
+mod rest;
 mod rest_sdk;
 mod settings;
 mod shutdown;

@@ -3,13 +3,17 @@
 //!
 //! A client's credential says which app it is for. Every change is a publish, and is answered when it serves.
 
+mod dead_letters;
 mod error;
 mod function_versions;
 mod functions;
 mod hal;
 mod invocations;
+mod logs;
 mod request;
 mod runtime;
+mod trial;
+mod versions;
 
 use std::sync::Arc;
 
@@ -35,11 +39,18 @@ fn table() -> Vec<Route> {
         ("put", "/v1/runtimes/nodejs/initialization-script", put(runtime::put_initialization_script)),
         ("get", "/v1/runtimes/nodejs/functions", get(functions::list)),
         ("post", "/v1/runtimes/nodejs/functions", post(functions::create)),
+        ("get", "/v1/runtimes/nodejs/logs", get(logs::stream)),
+        ("get", "/v1/runtimes/nodejs/versions", get(versions::list)),
+        ("post", "/v1/runtimes/nodejs/versions/{id}/activate", post(versions::activate)),
+        ("post", "/v1/runtimes/nodejs/rollback", post(versions::rollback)),
         ("get", "/v1/functions/{id}", get(functions::retrieve)),
         ("get", "/v1/functions/{id}/current-version", get(function_versions::current)),
         ("get", "/v1/functions/{id}/versions", get(function_versions::list)),
         ("post", "/v1/functions/{id}/versions", post(function_versions::create)),
         ("get", "/v1/functions/{id}/invocations", get(invocations::list)),
+        ("post", "/v1/functions/{id}/test", post(trial::test)),
+        ("get", "/v1/dead-letters", get(dead_letters::list)),
+        ("post", "/v1/dead-letters/redrive", post(dead_letters::redrive)),
         ("get", "/v1/function-versions/{id}", get(function_versions::retrieve)),
     ]
 }
