@@ -312,4 +312,25 @@ mod tests {
         let published = only(&store).await;
         assert_eq!((published.id, published.current.expect("runs").number), (created.id, 1));
     }
+
+    #[tokio::test]
+    async fn what_was_published_before_there_were_functions_gets_them() {
+        let (_dir, store) = store().await;
+        for id in ["shop", "other", "shop"] {
+            ready_version(&store, id).await;
+        }
+        let again = "DROP TABLE function_bindings; DROP TABLE function_versions; DROP TABLE functions;
+                     DROP INDEX invocations_by_function;";
+        for sql in [again, include_str!("../../migrations/sqlite/0007_functions.sql")] {
+            sqlx::raw_sql(sql).execute(store.write()).await.expect("migrates");
+        }
+        let function = only(&store).await;
+        let current = function.current.expect("runs");
+        assert_eq!((current.number, current.app_version, function.name.as_str()), (2, VersionNumber(2), "Greet"));
+        let (versions, total) = store.function_versions(function.id, false, (0, 9)).await.expect("versions");
+        assert_eq!((versions[0].number, versions[0].app_version, total), (1, VersionNumber(1), 2));
+        publish(&store, "a").await;
+        assert_eq!(only(&store).await.current.expect("runs").number, 3);
+        assert_eq!(store.functions(&app("other")).await.expect("functions").len(), 1);
+    }
 }

@@ -134,6 +134,8 @@ async fn rest_asks_who_calls_and_for_which_app() {
     let unnamed = Rest::operator(&server, None);
     assert_eq!(refusal(unnamed.request("GET", runtime)).await, is(400, "APP_MISSING"));
     assert_eq!(Rest::operator(&server, Some("demo")).get(runtime).await["version"], "1.0.1");
+    let rebound = Rest::operator(&server, Some("demo")).request("GET", runtime).header("host", "evil.example");
+    assert_eq!(refusal(rebound).await, is(403, "FOREIGN_HOST"));
     let nowhere = Rest::operator(&server, Some("nowhere"));
     assert_eq!(refusal(nowhere.request("GET", runtime)).await, is(404, "APP_NOT_FOUND"));
     let bad = Rest::operator(&server, Some("../x"));

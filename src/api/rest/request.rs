@@ -1,13 +1,15 @@
 //! What every request brings: who calls and for which app, an id in the path, a JSON body.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::to_bytes;
 use axum::extract::{FromRequest, FromRequestParts, Path, Request};
-use axum::http::header::CONTENT_TYPE;
+use axum::http::StatusCode;
+use axum::http::header::{AUTHORIZATION, CONTENT_TYPE, HOST};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::uri::Authority;
 use serde::de::DeserializeOwned;
 use tokio::time::timeout;
 
@@ -37,7 +39,7 @@ impl FromRequestParts<Arc<Services>> for Reader {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, services: &Arc<Services>) -> Result<Self, ApiError> {
-        let (app, caller) = allowed(&parts.headers, services, &[Scope::Publish, Scope::Manage]).await?;
+        let (app, caller) = allowed(parts, services, &[Scope::Publish, Scope::Manage]).await?;
         Ok(Self { app, caller })
     }
 }
@@ -46,7 +48,7 @@ impl FromRequestParts<Arc<Services>> for Publisher {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, services: &Arc<Services>) -> Result<Self, ApiError> {
-        Ok(Self(allowed(&parts.headers, services, &[Scope::Publish]).await?.0))
+        Ok(Self(allowed(parts, services, &[Scope::Publish]).await?.0))
     }
 }
 
@@ -54,14 +56,18 @@ impl FromRequestParts<Arc<Services>> for Manager {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, services: &Arc<Services>) -> Result<Self, ApiError> {
-        Ok(Self(allowed(&parts.headers, services, &[Scope::Manage]).await?.0))
+        Ok(Self(allowed(parts, services, &[Scope::Manage]).await?.0))
     }
 }
 
 /// The caller's app – a client has one – if it has one of these scopes for it.
-async fn allowed(headers: &HeaderMap, services: &Services, scopes: &[Scope]) -> Result<(AppId, Caller), ApiError> {
-    let caller = services.auth.caller(headers).await?;
-    let named = match headers.get(APP) {
+async fn allowed(parts: &Parts, services: &Services, scopes: &[Scope]) -> Result<(AppId, Caller), ApiError> {
+    let caller = services.auth.caller(&parts.headers).await?;
+    if !parts.headers.contains_key(AUTHORIZATION) && !is_local(parts) {
+        let message = "without a token, call the service as localhost or by its address";
+        return Err(ApiError::new(StatusCode::FORBIDDEN, "FOREIGN_HOST", message));
+    }
+    let named = match parts.headers.get(APP) {
         Some(value) => Some(String::from_utf8_lossy(value.as_bytes()).parse::<AppId>()?),
         None => None,
     };
@@ -76,6 +82,16 @@ async fn allowed(headers: &HeaderMap, services: &Services, scopes: &[Scope]) -> 
     };
     caller.may(&app, scopes)?;
     Ok((app, caller))
+}
+
+/// Whether an open service is called by an address, or as localhost. A browser that a hostile page has led here by a DNS name of its own
+/// (DNS rebinding) calls us by that name; nothing else tells its requests from those of this machine's users.
+fn is_local(parts: &Parts) -> bool {
+    let header = parts.headers.get(HOST).and_then(|value| value.to_str().ok()).and_then(|host| host.parse().ok());
+    let authority: Option<Authority> = parts.uri.authority().cloned().or(header);
+    let Some(authority) = authority else { return false };
+    let host = authority.host().trim_start_matches('[').trim_end_matches(']');
+    host.eq_ignore_ascii_case("localhost") || host.parse::<IpAddr>().is_ok()
 }
 
 /// The number in the path. What is none names nothing.
@@ -117,5 +133,23 @@ impl<T: DeserializeOwned> FromRequest<Arc<Services>> for Body<T> {
         let body = body.map_err(too_large)?;
         let invalid = |err: serde_json::Error| ApiError::bad_request("INVALID_JSON", format!("the body: {err}"));
         serde_json::from_slice(&body).map(Self).map_err(invalid)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_addresses_and_localhost_are_local() {
+        let local =
+            |host: &str| is_local(&Request::builder().header(HOST, host).body(()).expect("fine").into_parts().0);
+        for host in ["localhost", "LOCALHOST:7400", "127.0.0.1:7400", "[::1]:7400", "10.0.0.1"] {
+            assert!(local(host), "{host}");
+        }
+        for host in ["evil.example", "localhost.evil.example:7400", "127.0.0.1.evil.example", "a@b@c", ""] {
+            assert!(!local(host), "{host}");
+        }
+        assert!(!is_local(&Request::new(()).into_parts().0));
     }
 }

@@ -77,9 +77,11 @@ pub async fn put_environment(
         let message = format!("{name:?}: {MASK} stands for a value that is kept, and none is: send the value");
         return Err(ApiError::bad_request("MASKED_VALUE", message));
     }
+    // Where nothing is active a publish starts from the newest version, and nothing of that is kept.
+    let replace = stored.is_empty();
     let removed = stored.into_iter().filter(|name| !variables.contains_key(name)).collect();
     let set = variables.into_iter().filter(|(_, value)| value != MASK).collect();
-    let environment = Edit { set, removed, replace: false };
+    let environment = Edit { set, removed, replace };
     services.save(&app, Changes { environment, ..Changes::default() }).await?;
     services.runtime(&app).await.map(Json)
 }
