@@ -1,6 +1,7 @@
 //! `/v1/functions/{id}/invocations`.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
 use axum::Json;
@@ -32,9 +33,9 @@ pub async fn list(
     let mut numbers: HashMap<VersionNumber, u64> = HashMap::new();
     for row in &rows {
         let app_version = row.invocation.version;
-        if !numbers.contains_key(&app_version) {
+        if let Entry::Vacant(number) = numbers.entry(app_version) {
             let version = services.store.function_version_in(id, app_version).await?;
-            numbers.insert(app_version, version.map_or(0, |version| version.number));
+            number.insert(version.map_or(0, |version| version.number));
         }
     }
     let resource = |row: &PagedInvocation| resource(row, id, numbers.get(&row.invocation.version).copied());
