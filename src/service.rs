@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::Context;
 use nix::fcntl::Flock;
 use tokio::net::TcpListener;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -149,6 +149,7 @@ impl Service {
                 result_bytes_max: config.result_bytes_max,
                 publish_bytes_max: config.publish_bytes_max,
             },
+            log_streams: Arc::new(Semaphore::new(api::LOG_STREAMS_MAX)),
         });
         let stop_server = CancellationToken::new();
         let stop_dispatch = CancellationToken::new();

@@ -4,10 +4,13 @@ mod auth;
 mod convert;
 mod grpc;
 mod http;
+mod logs;
+mod rest;
 mod status;
 
 use std::sync::Arc;
 
+use tokio::sync::Semaphore;
 use tonic::service::Routes;
 
 use crate::dispatch;
@@ -29,6 +32,9 @@ const TOO_LARGE_BYTES: usize = 16 << 20;
 /// An event with its result and a full log.
 const HISTORY_BYTES_MAX: usize = 256 << 20;
 
+/// Clients that may read logs by HTTP at a time.
+pub const LOG_STREAMS_MAX: usize = 256;
+
 /// All that the API serves from.
 pub struct Services {
     pub auth: Auth,
@@ -43,6 +49,8 @@ pub struct Services {
     pub isolation: Report,
     pub sdk: Sdk,
     pub limits: MessageLimits,
+    /// A permit for each client that reads logs by HTTP.
+    pub log_streams: Arc<Semaphore>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -52,7 +60,7 @@ pub struct MessageLimits {
     pub publish_bytes_max: usize,
 }
 
-/// gRPC services, reflection, health and HTTP as one router. Health goes first: a probe needs no token, nor does who asks for one.
+/// gRPC services, reflection, health, HTTP and REST as one router. Health goes first: a probe needs no token, nor does who asks for one.
 pub fn routes(services: Services) -> Routes {
     use proto::app_service_server::AppServiceServer;
     use proto::event_service_server::EventServiceServer;
@@ -70,7 +78,7 @@ pub fn routes(services: Services) -> Routes {
         .max_decoding_message_size(limits.publish_bytes_max);
     let events =
         EventServiceServer::new(grpc::Events(Arc::clone(&services))).max_encoding_message_size(HISTORY_BYTES_MAX);
-    let apps = AppServiceServer::new(grpc::Apps(services));
+    let apps = AppServiceServer::new(grpc::Apps(Arc::clone(&services)));
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
@@ -88,5 +96,6 @@ pub fn routes(services: Services) -> Routes {
     let guarded = guarded.prepare().into_axum_router().layer(axum::middleware::map_response(status::explain_too_large));
     let guarded = auth::guard(guarded, auth.clone());
     let open = Routes::new(drain.health_service()).prepare().into_axum_router();
-    Routes::from(http::router(drain).merge(auth::oauth(auth)).merge(open.reset_fallback()).merge(guarded))
+    let http = http::router(drain).merge(auth::oauth(auth)).merge(rest::router(services));
+    Routes::from(http.merge(open.reset_fallback()).merge(guarded))
 }

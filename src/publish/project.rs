@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::environment;
 use super::error::InvalidSpec;
-use super::functions::{self, FunctionDecl};
+use super::functions::{self, Code, FunctionDecl};
 use super::lockfile;
 use super::package::{self, PackageJson};
 use super::registry::Registries;
@@ -47,6 +47,38 @@ pub struct Project {
     pub warnings: Vec<String>,
     /// What all of this came from, but for the environment and the files that were left out.
     pub spec: ProjectSpec,
+}
+
+impl ProjectSpec {
+    /// A function's source as it was written: a file's, or what was given inline.
+    pub fn source(&self, function: &Function, catalogue: &Catalogue) -> Option<String> {
+        if let Some(file) = self.files.get(&function.entry) {
+            return Some(String::from_utf8_lossy(file).into_owned());
+        }
+        let mut declared = self.functions.iter().filter(|declaration| {
+            catalogue.find(&declaration.trigger_type).is_some_and(|found| found.trigger_type == function.trigger_type)
+        });
+        declared.find_map(|declaration| match &declaration.code {
+            Some(Code::Source(source)) => Some(source.clone()),
+            _ => None,
+        })
+    }
+
+    /// The initialization script, if there is one.
+    pub fn initialization(&self) -> Option<String> {
+        let file = self.files.iter().find(|(path, _)| is_initialization(path));
+        let file = file.map(|(_, content)| String::from_utf8_lossy(content).into_owned());
+        file.or_else(|| Some(self.initialization_script.clone())).filter(|script| !script.trim().is_empty())
+    }
+
+    /// All that it asks npm for: name → what was asked.
+    ///
+    /// # Errors
+    /// Its `package.json` is none.
+    pub fn asked_dependencies(&self) -> Result<BTreeMap<String, String>, InvalidSpec> {
+        let package = package::merge(self.files.get("package.json").map(AsRef::as_ref), self.dependencies.clone())?;
+        Ok(package.dependencies.into_iter().chain(package.optional).collect())
+    }
 }
 
 const FUNCTIONS_MAX: usize = 500;

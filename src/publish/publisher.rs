@@ -10,6 +10,7 @@ mod lifecycle;
 mod rehearsal;
 mod replay;
 
+use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -176,6 +177,11 @@ impl Publisher {
             result
         });
         (steps, task)
+    }
+
+    /// What every app can use without asking for it, by name.
+    pub fn default_dependencies(&self) -> &BTreeMap<String, String> {
+        &self.shared.installer.default_dependencies
     }
 
     /// Resolves when no publish runs.

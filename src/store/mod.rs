@@ -9,8 +9,10 @@
 mod apps;
 mod codec;
 mod credentials;
+mod functions;
 mod history;
 mod idempotency;
+mod invocation_page;
 mod invocation_row;
 mod open;
 mod queue;
@@ -27,7 +29,9 @@ use crate::model::AppId;
 
 pub use apps::{App, AppChange};
 pub use credentials::{CreateCredential, Secret256};
+pub use functions::{FunctionRecord, FunctionVersionRecord, Sources};
 pub use history::{HistoryItem, InvocationFilter, LogFilter, LogPosition};
+pub use invocation_page::{COUNTED_MAX, PagedInvocation};
 pub use queue::{
     AttemptEnd, AttemptRecord, ClaimId, ClaimedEvent, DeadReason, Disposition, Due, Enqueued, EventRecord, Letters,
     Moved, NewEvent, QueueFigures, QueueLimits,
@@ -140,7 +144,7 @@ mod tests {
         let (id, one) = (app("shop"), VersionNumber(1));
         is_send(Store::open("x".as_ref(), QueueLimits::default()));
         is_send(store.begin_version(building("shop")));
-        is_send(store.finish_version(&built(&building("shop"), one), true, None));
+        is_send(store.finish_version(&built(&building("shop"), one), &Default::default(), true, None));
         is_send(store.list_apps(None, 1));
         is_send(store.delete_app(&id));
         is_send(store.delete_version(&id, one));

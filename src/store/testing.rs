@@ -81,7 +81,7 @@ pub async fn ready_version(store: &Store, app_id: &str) -> Version {
     let new = building(app_id);
     let number = store.begin_version(new.clone()).await.expect("begin");
     let version = built(&new, number);
-    store.finish_version(&version, true, None).await.expect("finish");
+    store.finish_version(&version, &Default::default(), true, None).await.expect("finish");
     version
 }
 

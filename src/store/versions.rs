@@ -7,6 +7,7 @@ use sqlx::{Sqlite, Transaction};
 use super::codec::{
     Row, corrupt, get, get_json, get_parsed, get_time, get_unsigned, get_version, json, millis, signed,
 };
+use super::functions::{self, Sources};
 use super::{Error, Store, during};
 use crate::model::{AppId, Version, VersionNumber, VersionState};
 
@@ -79,13 +80,15 @@ impl Store {
         Ok(number)
     }
 
-    /// Makes a BUILDING version READY, with all its fields but `created_at`, and lets it serve if `activate`.
+    /// Makes a BUILDING version READY, with all its fields but `created_at`, and lets it serve if `activate`. Its functions
+    /// whose settings or sources are new get versions of their own.
     ///
     /// # Errors
     /// `base` is not the newest READY version beside this one; then it stays BUILDING, to be failed by the caller.
     pub async fn finish_version(
         &self,
         version: &Version,
+        sources: &Sources,
         activate: bool,
         base: Option<VersionNumber>,
     ) -> Result<(), BeginError> {
@@ -95,6 +98,7 @@ impl Store {
         if !set_ready(&mut tx, version).await? {
             return Err(BeginError::NotBuilding(version.number));
         }
+        functions::record(&mut tx, version, sources).await?;
         if activate {
             let query = sqlx::query("UPDATE apps SET active_version = $2 WHERE id = $1");
             let query = query.bind(version.app.as_str()).bind(signed(version.number.0));
@@ -156,6 +160,39 @@ impl Store {
         query.fetch_all(self.read()).await.map_err(during("list versions"))?.iter().map(decode).collect()
     }
 
+    /// A page of the versions in every state, and how many there are.
+    pub async fn version_page(
+        &self,
+        app: &AppId,
+        newest_first: bool,
+        (offset, limit): (u64, u32),
+    ) -> Result<(Vec<Version>, u64), Error> {
+        const VERB: &str = "page through versions";
+        let count = sqlx::query("SELECT COUNT(*) AS total FROM versions WHERE app_id = $1").bind(app.as_str());
+        let total = count.fetch_one(self.read()).await.map_err(during(VERB))?;
+        let sql = if newest_first {
+            "SELECT * FROM versions WHERE app_id = $1 ORDER BY number DESC LIMIT $2 OFFSET $3"
+        } else {
+            "SELECT * FROM versions WHERE app_id = $1 ORDER BY number LIMIT $2 OFFSET $3"
+        };
+        let query = sqlx::query(sql).bind(app.as_str()).bind(i64::from(limit)).bind(signed(offset));
+        let rows = query.fetch_all(self.read()).await.map_err(during(VERB))?;
+        Ok((rows.iter().map(decode).collect::<Result<_, _>>()?, get_unsigned(&total, "total")?))
+    }
+
+    /// The newest READY version with a lower number.
+    pub async fn ready_version_before(
+        &self,
+        app: &AppId,
+        number: VersionNumber,
+    ) -> Result<Option<VersionNumber>, Error> {
+        let sql = "SELECT number FROM versions WHERE app_id = $1 AND number < $2 AND state = 1
+                   ORDER BY number DESC LIMIT 1";
+        let query = sqlx::query(sql).bind(app.as_str()).bind(signed(number.0));
+        let row = query.fetch_optional(self.read()).await.map_err(during("find the version before"))?;
+        row.map(|row| get_version(&row, "number")).transpose()
+    }
+
     /// Secrets, by name; empty where there is no such version.
     pub async fn environment(&self, app: &AppId, number: VersionNumber) -> Result<BTreeMap<String, String>, Error> {
         let query = sqlx::query("SELECT name, value FROM environments WHERE app_id = $1 AND version = $2");
@@ -188,6 +225,7 @@ impl Store {
         let query = sqlx::query("DELETE FROM versions WHERE app_id = $1 AND number = $2");
         let query = query.bind(app.as_str()).bind(signed(number.0));
         query.execute(&mut *tx).await.map_err(during(DELETE))?;
+        functions::forget_unused(&mut tx, app).await?;
         tx.commit().await.map_err(during(DELETE))?;
         Ok(DeleteVersion::Deleted)
     }

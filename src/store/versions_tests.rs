@@ -26,7 +26,7 @@ async fn a_version_is_kept_from_its_beginning_to_its_end() {
     assert!(!store.activate_version(&app("shop"), number).await.expect("activate"), "not READY");
 
     let version = built(&new, number);
-    store.finish_version(&version, false, None).await.expect("finish");
+    store.finish_version(&version, &Default::default(), false, None).await.expect("finish");
     assert_eq!(store.version(&app("shop"), number).await.expect("version"), Some(version.clone()));
     assert_eq!(active(&store).await, None, "was not asked to serve");
     assert!(store.activate_version(&app("shop"), number).await.expect("activate"));
@@ -34,7 +34,7 @@ async fn a_version_is_kept_from_its_beginning_to_its_end() {
     assert_eq!(store.environment(&app("shop"), number).await.expect("environment"), new.environment);
     assert!(store.environment(&app("shop"), VersionNumber(2)).await.expect("environment").is_empty());
 
-    let again = store.finish_version(&version, true, None).await;
+    let again = store.finish_version(&version, &Default::default(), true, None).await;
     assert!(matches!(again, Err(BeginError::NotBuilding(VersionNumber(1)))));
     store.fail_version(&app("shop"), number, "too late").await.expect("fail");
     assert_eq!(state(&store, 1).await, VersionState::Ready, "never leaves READY");
@@ -52,15 +52,18 @@ async fn a_base_that_moved_is_refused_at_both_ends() {
 
     let first = begin(&store, &on(0)).await;
     let second = begin(&store, &on(0)).await; // The first is not READY yet.
-    store.finish_version(&built(&on(0), second), true, Some(VersionNumber(0))).await.expect("finish");
-    let late = store.finish_version(&built(&on(0), first), true, Some(VersionNumber(0))).await;
+    store
+        .finish_version(&built(&on(0), second), &Default::default(), true, Some(VersionNumber(0)))
+        .await
+        .expect("finish");
+    let late = store.finish_version(&built(&on(0), first), &Default::default(), true, Some(VersionNumber(0))).await;
     assert!(matches!(late, Err(BeginError::BaseMoved { newest }) if newest == second));
     assert_eq!((state(&store, 1).await, active(&store).await), (VersionState::Building, Some(2)));
 
     assert!(matches!(store.begin_version(on(0)).await, Err(BeginError::BaseMoved { newest }) if newest == second));
     let third = begin(&store, &on(2)).await;
     assert_eq!(third, VersionNumber(3), "refused ones take no number");
-    store.finish_version(&built(&on(2), third), true, Some(second)).await.expect("finish");
+    store.finish_version(&built(&on(2), third), &Default::default(), true, Some(second)).await.expect("finish");
 }
 
 #[tokio::test]
@@ -136,10 +139,10 @@ async fn the_newest_ready_version_is_found_by_key_and_by_dependencies() {
     let by_key = async |id| store.version_by_publish_key(&app(id), "k").await.expect("find");
     assert_eq!(by_key("shop").await, None);
     assert!(store.layers_in_use(&app("shop")).await.expect("layers").is_empty());
-    store.finish_version(&built(&keyed, first), true, None).await.expect("finish");
+    store.finish_version(&built(&keyed, first), &Default::default(), true, None).await.expect("finish");
     let second = begin(&store, &keyed).await;
     let no_layer = Version { layer: String::new(), ..built(&keyed, second) };
-    store.finish_version(&no_layer, true, None).await.expect("finish");
+    store.finish_version(&no_layer, &Default::default(), true, None).await.expect("finish");
     begin(&store, &keyed).await; // BUILDING does not count.
 
     let (found, digest) = by_key("shop").await.expect("the second");

@@ -197,3 +197,51 @@ async fn a_whole_project_keeps_the_variables_that_it_does_not_name_if_it_is_aske
     assert_eq!(app.login("jane").await.json(), serde_json::json!({}));
     server.stop().await;
 }
+
+const SLOW: &str = "await new Promise((done) => setTimeout(done, 1500)); export const ready = 1;";
+
+fn slow() -> proto::VersionChanges {
+    proto::VersionChanges { initialization_script: Some(SLOW.into()), ..Default::default() }
+}
+
+#[tokio::test]
+async fn a_rollback_while_changes_are_made_stays_and_so_do_the_changes() {
+    let server = TestServer::start().await;
+    let app = Publish::login("demo", "exports.handleEvent = () => 'good'").on(&server).await;
+    Publish::login("demo", "exports.handleEvent = () => 'bad'").on(&server).await;
+    let rollback = async {
+        let building = async || app.states().await.values().any(|state| *state == VersionState::Building);
+        wait_until("the change is being built", building).await;
+        app.activate(1).await.expect("activates")
+    };
+    let (changed, _) = tokio::join!(server.publish(change("demo", slow())), rollback);
+    assert!(changed.expect("publishes").has_initialization_script);
+    assert_eq!(app.login("jane").await.json(), "good");
+    let active = app.version(app.show().await.active_version).await.expect("the active one");
+    assert!(active.has_initialization_script, "{active:?}");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn changes_that_wait_do_not_bring_a_deleted_app_back() {
+    let server = TestServer::start().await;
+    let app = Publish::login("demo", SHOW).on(&server).await;
+    let delete = async {
+        let building = async || app.states().await.values().any(|state| *state == VersionState::Building);
+        wait_until("the first is being built", building).await;
+        let request = proto::DeleteAppRequest { app_id: "demo".into() };
+        server.apps().delete_app(request).await.expect("deletes");
+    };
+    let (first, second, ()) = tokio::join!(
+        server.publish(change("demo", slow())),
+        server.publish(change("demo", proto::VersionChanges { environment: map(&[("A", "1")]), ..slow() })),
+        delete
+    );
+    assert_eq!(reason(&first.expect_err("deleted")).1, "APP_DELETED");
+    let second = reason(&second.expect_err("gone")).1;
+    assert!(["APP_NOT_FOUND", "APP_DELETED"].contains(&second.as_str()), "{second}");
+    let request = proto::GetAppRequest { app_id: "demo".into() };
+    let gone = server.apps().get_app(request).await.expect_err("it stays away");
+    assert_eq!(reason(&gone), (Code::NotFound, "APP_NOT_FOUND".to_owned()));
+    server.stop().await;
+}

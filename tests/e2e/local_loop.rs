@@ -335,3 +335,17 @@ async fn dev_tells_type_errors_of_what_serves_with_their_frames() {
     dev.says("the types are right\n").await;
     dev.interrupt().await;
 }
+
+/// It asks nobody for a token.
+#[tokio::test]
+async fn dev_listens_on_loopback_only() {
+    let (_parent, directory) = project();
+    let token = directory.join("token");
+    write(&directory, "token", "a-token-of-the-operator-with-enough-characters");
+    fs::set_permissions(&token, std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("chmod");
+    let set = format!("operator_token_file={}", token.display());
+    let mut command = chatfn(&["dev"], &directory, &["--listen", "0.0.0.0:0", "--set", &set]);
+    let output = command.output().expect("ends");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && said.contains("loopback addresses only"), "{said}");
+}

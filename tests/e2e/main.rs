@@ -39,6 +39,8 @@ mod publish;
 mod publish_request;
 mod queue;
 mod reserve;
+mod rest;
+mod rest_sdk;
 mod sdk;
 mod settings;
 mod shutdown;

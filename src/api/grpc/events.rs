@@ -17,10 +17,10 @@ use super::{Events, MANAGE, PAGE_BYTES_MAX, Services, allowed};
 const BATCH: u32 = 500;
 
 /// Dead letters that were sent off or thrown away.
-struct Total {
+pub struct Total {
     /// Those that were named.
-    event_ids: Vec<String>,
-    count: u64,
+    pub event_ids: Vec<String>,
+    pub count: u64,
 }
 
 #[tonic::async_trait]
@@ -62,16 +62,7 @@ impl EventService for Events {
     ) -> Result<Response<proto::RedriveDeadLettersResponse>, Status> {
         let app = allowed(&request, &request.get_ref().app_id, MANAGE)?;
         let proto::RedriveDeadLettersRequest { event_ids, all, .. } = request.into_inner();
-        let invoker = self.0.invoker.clone();
-        let redrive = move |store: Store, app: AppId, letters: Letters| {
-            let invoker = invoker.clone();
-            async move {
-                let moved = store.redrive(&app, &letters, BATCH, SystemTime::now()).await?;
-                invoker.wake_dispatcher();
-                Ok(moved)
-            }
-        };
-        let Total { event_ids, count } = self.0.dead_letters(&app, &event_ids, all, redrive).await?;
+        let Total { event_ids, count } = self.0.redrive(&app, &event_ids, all).await?;
         Ok(Response::new(proto::RedriveDeadLettersResponse { event_ids, count }))
     }
 
@@ -90,6 +81,20 @@ impl EventService for Events {
 }
 
 impl Services {
+    /// Sends dead letters off again.
+    pub(in crate::api) async fn redrive(&self, app: &AppId, event_ids: &[String], all: bool) -> Result<Total, Status> {
+        let invoker = self.invoker.clone();
+        let redrive = move |store: Store, app: AppId, letters: Letters| {
+            let invoker = invoker.clone();
+            async move {
+                let moved = store.redrive(&app, &letters, BATCH, SystemTime::now()).await?;
+                invoker.wake_dispatcher();
+                Ok(moved)
+            }
+        };
+        self.dead_letters(app, event_ids, all, redrive).await
+    }
+
     /// Does something with the dead letters that a request selects, batch by batch.
     async fn dead_letters<F>(
         &self,

@@ -1,11 +1,7 @@
 //! InvocationService.
 
-use std::collections::VecDeque;
-use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::stream;
-use tokio::sync::broadcast::{self, error::RecvError};
 use tokio::time::Instant;
 use tokio_stream::StreamExt;
 use tonic::metadata::MetadataMap;
@@ -13,9 +9,8 @@ use tonic::{Request, Response, Status};
 
 use crate::api::convert::{self, non_empty, page_size, page_token, version_number};
 use crate::api::status::{invalid, with_reason};
-use crate::drain::Drain;
 use crate::invoke::Call;
-use crate::model::{AppId, InvocationId, LogLevel, LogLine, LogSource, Scope, TriggerType, VersionNumber};
+use crate::model::{InvocationId, Scope, TriggerType, VersionNumber};
 use crate::proto::{self, invocation_service_server::InvocationService};
 use crate::store::{InvocationFilter, LogFilter};
 
@@ -122,19 +117,9 @@ impl InvocationService for Invocations {
             version: (request.version != 0).then_some(VersionNumber(request.version)),
             until: None,
         };
-        let following = if request.follow { self.0.history.follow().await? } else { None };
-        let until = following.as_ref().map(|following| following.stored_until);
-        if following.is_none() {
-            self.0.history.flush().await;
-        }
-        let stored = self.0.store.logs(&app.id, LogFilter { until, ..filter.clone() }, last).await?;
-        let shown = |line| Ok(proto::TailLogsResponse { entry: Some(convert::log_entry(line)) });
-        let stored = stream::iter(stored).map(shown);
-        let Some(following) = following else { return Ok(Response::new(Box::pin(stored))) };
-        let live = following.lines;
-        let follower = Follower { live, app: app.id, filter, drain: self.0.drain.clone(), missed: VecDeque::new() };
-        let lines = stored.chain(follower.stream().map(shown));
-        Ok(Response::new(Box::pin(futures_util::StreamExt::take_until(lines, revoked))))
+        let lines = self.0.lines(&app.id, filter, last, request.follow).await?;
+        let shown = lines.map(|line| Ok(proto::TailLogsResponse { entry: Some(convert::log_entry(line)) }));
+        Ok(Response::new(Box::pin(futures_util::StreamExt::take_until(shown, revoked))))
     }
 
     async fn test_function(
@@ -182,66 +167,6 @@ fn caller_deadline(metadata: &MetadataMap) -> Option<Instant> {
         _ => return None,
     };
     Instant::now().checked_add(timeout)
-}
-
-/// One caller's view of the live lines.
-struct Follower {
-    live: broadcast::Receiver<Arc<LogLine>>,
-    app: AppId,
-    filter: LogFilter,
-    drain: Drain,
-    missed: VecDeque<LogLine>,
-}
-
-impl Follower {
-    fn stream(self) -> impl tokio_stream::Stream<Item = LogLine> {
-        stream::unfold(self, |mut follower| async move {
-            let line = follower.next().await?;
-            Some((line, follower))
-        })
-    }
-
-    /// `None` once the service drains.
-    async fn next(&mut self) -> Option<LogLine> {
-        loop {
-            if let Some(line) = self.missed.pop_front() {
-                return Some(line);
-            }
-            let received = tokio::select! {
-                received = self.live.recv() => received,
-                () = self.drain.started() => return None,
-            };
-            match received {
-                Ok(line) if self.wants(&line) => return Some((*line).clone()),
-                Ok(_) => {}
-                Err(RecvError::Lagged(lines)) => self.missed.push_back(self.gap(lines)),
-                Err(RecvError::Closed) => return None,
-            }
-        }
-    }
-
-    fn wants(&self, line: &LogLine) -> bool {
-        let filter = &self.filter;
-        line.app == self.app
-            && filter.trigger_type.as_ref().is_none_or(|trigger| line.trigger_type.as_ref() == Some(trigger))
-            && filter.invocation.is_none_or(|id| line.invocation == Some(id))
-            && filter.min_level.is_none_or(|level| line.level >= level)
-            && filter.version.is_none_or(|version| line.version == version)
-    }
-
-    /// Silence would look like nothing happened.
-    fn gap(&self, lines: u64) -> LogLine {
-        LogLine {
-            app: self.app.clone(),
-            version: VersionNumber(0),
-            trigger_type: None,
-            invocation: None,
-            at: std::time::SystemTime::now(),
-            level: LogLevel::Warn,
-            source: LogSource::System,
-            text: format!("[{lines} lines of this service were skipped: the reader is too slow]"),
-        }
-    }
 }
 
 #[cfg(test)]

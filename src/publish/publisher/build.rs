@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use super::draft::manifest;
+use super::draft::{manifest, sources};
 use super::{Error, Plan, Publisher};
 use crate::artifacts::Manifest;
 use crate::declarations::{Sdk, declarations};
@@ -16,6 +16,7 @@ use crate::publish::turns::Build;
 use crate::publish::typecheck::{Subject, TypeCheck};
 use crate::publish::{Built, InvalidSpec, Project, ProjectSpec, transpile};
 use crate::serving::Served;
+use crate::store::Sources;
 use crate::worker::StartError;
 
 impl Publisher {
@@ -68,7 +69,7 @@ impl Publisher {
             if let Some(verification) = plan.verification {
                 self.check_replay(&version, &project.environment, &manifest, verification, progress).await?;
             }
-            self.finish(&served, plan, progress).await
+            self.finish(&served, &sources(project), plan, progress).await
         };
         // The worker that proves the version is the one that serves its first invocation.
         match proven.await {
@@ -128,7 +129,13 @@ impl Publisher {
     }
 
     /// Makes a verified version READY and, if it is to serve, moves traffic to it.
-    async fn finish(&self, served: &Arc<Served>, plan: Plan<'_>, progress: &Progress) -> Result<(), Error> {
+    async fn finish(
+        &self,
+        served: &Arc<Served>,
+        sources: &Sources,
+        plan: Plan<'_>,
+        progress: &Progress,
+    ) -> Result<(), Error> {
         let (shared, version) = (&self.shared, &served.version);
         let state = shared.turns.of(&version.app);
         let _turn = state.turn().await;
@@ -140,7 +147,7 @@ impl Publisher {
             return Err(Error::ActiveMoved);
         }
         let ticket = plan.ticket.filter(|ticket| state.may_activate(*ticket));
-        shared.store.finish_version(version, ticket.is_some(), plan.base).await?;
+        shared.store.finish_version(version, sources, ticket.is_some(), plan.base).await?;
         if let Some(ticket) = ticket {
             progress.say("activate", &format!("version {} is active", version.number));
             shared.serving.promote(served).await;

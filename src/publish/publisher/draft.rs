@@ -7,6 +7,7 @@ use crate::artifacts::{self, Manifest};
 use crate::model::{AppId, Catalogue, FunctionModule, Module, Version, VersionNumber, VersionState};
 use crate::publish::layer::Installed;
 use crate::publish::{Built, Project};
+use crate::store::Sources;
 
 /// In whole milliseconds, as the store keeps it: the same version is always told with the same time.
 fn now_as_stored() -> SystemTime {
@@ -32,6 +33,13 @@ pub(super) fn draft(app: &AppId, project: &Project, node_version: &str) -> Versi
         created_at: now_as_stored(),
         failure: String::new(),
     }
+}
+
+/// Each function's source as the tenant wrote it, digested: what it is told from its version before by.
+pub(super) fn sources(project: &Project) -> Sources {
+    let digest = |entry: &str| project.files.get(entry).map(|source| blake3::hash(source).to_hex().to_string());
+    let functions = project.functions.iter();
+    functions.filter_map(|function| Some((function.trigger_type.clone(), digest(&function.entry)?))).collect()
 }
 
 pub(super) fn manifest(

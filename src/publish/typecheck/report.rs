@@ -220,6 +220,17 @@ mod tests {
         reader.finish()
     }
 
+    /// Names are the tenant's.
+    #[test]
+    fn a_files_name_that_looks_like_a_diagnostic_does_no_harm() {
+        let hostile = "a.ts(1,0): error TS1: x.ts";
+        let output = format!("{hostile}(1,7): error TS2322: no.\na.ts(4294967295,4294967295): error TS1: x\n");
+        let (report, _) = read(&[("a.ts", "one"), (hostile, "const a")], &output);
+        let [first, second] = report.diagnostics.as_slice() else { panic!("{report:?}") };
+        assert_eq!((first.line, first.column, first.code.as_str()), (1, 7, "TS2322"));
+        assert_eq!((second.file.as_str(), second.line), ("a.ts", u32::MAX));
+    }
+
     #[test]
     fn a_diagnostic_has_its_place_its_whole_message_and_a_frame() {
         let output = "functions/a (1).ts(2,6): error TS2345: Argument: error TS1: no.\n  Because.\n    Of that.\nerror TS6046: bad lib\n";
