@@ -257,6 +257,18 @@ impl Serving {
         }
     }
 
+    /// Ends the pools of a version that nobody holds any more, as those of a build that was given up: its files may go when this
+    /// returns.
+    pub async fn end_dropped(&self, app: &AppId, number: VersionNumber) {
+        let live: Vec<Live> = {
+            let live = &self.routes().live;
+            let dropped = |live: &&Live| live.app == *app && live.number == number && live.served.strong_count() == 0;
+            live.iter().filter(dropped).cloned().collect()
+        };
+        live.iter().for_each(|live| live.kill.cancel());
+        all_ended(&live).await;
+    }
+
     fn start_pool(
         &self,
         workers: Arc<worker::Config>,

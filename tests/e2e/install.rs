@@ -139,7 +139,7 @@ async fn install_scripts_run_only_where_they_are_allowed() {
 #[tokio::test]
 async fn every_app_has_the_default_dependencies_unless_it_names_its_own() {
     let server = TestServer::with(&["default_dependencies.chatkitty-platform-sdk=2.4.0"]).await;
-    let source = "export const handleEvent = (event, context) => [typeof context.ChatKitty, require('chatkitty-platform-sdk/package.json').version]";
+    let source = "export const handleEvent = (event, context) => ['ChatKitty' in context, require('chatkitty-platform-sdk/package.json').version]";
     let version = server.publish(login("demo", source)).await.expect("publishes");
     assert_eq!(version.dependencies, map(&[("chatkitty-platform-sdk", "2.4.0")]));
     assert_eq!(server.app("demo").login("jane").await.json()[1], "2.4.0");

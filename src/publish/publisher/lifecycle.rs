@@ -20,11 +20,13 @@ impl Publisher {
         if let Err(err) = self.shared.store.fail_version(app, number, &err.to_string()).await {
             tracing::error!(%app, version = %number, %err, "failed to mark a version as failed; the next start does");
         }
-        self.sweep_after(app, build).await;
+        self.sweep_after(app, number, build).await;
     }
 
     /// After a build whose files nothing is to refer to.
-    pub(super) async fn sweep_after(&self, app: &AppId, build: &Build) {
+    pub(super) async fn sweep_after(&self, app: &AppId, number: VersionNumber, build: &Build) {
+        // A worker that starts just now needs them.
+        self.shared.serving.end_dropped(app, number).await;
         build.unpin();
         let state = self.shared.turns.of(app);
         let _turn = state.turn().await;

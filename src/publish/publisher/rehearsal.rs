@@ -92,7 +92,7 @@ impl Publisher {
             }
         };
         let result = self.until_stopped(&build, VersionNumber(0), unless(gone, work)).await;
-        self.sweep_after(app, &build).await;
+        self.sweep_after(app, VersionNumber(0), &build).await;
         result
     }
 
@@ -139,7 +139,7 @@ impl Publisher {
         };
         let number = start.unwrap_or(VersionNumber(0));
         let result = self.until_stopped(&build, number, unless(gone, work)).await;
-        self.sweep_after(app, &build).await;
+        self.sweep_after(app, number, &build).await;
         result.map(|rehearsed| Rehearsed { version: start, warnings: project.warnings, ..rehearsed })
     }
 
