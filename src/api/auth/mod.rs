@@ -1,7 +1,7 @@
 //! One auth layer for gRPC and HTTP: who calls, and what may they do?
 //!
 //! [`Auth::caller`] reads `authorization: Bearer …`, which holds the operator's token, a credential's secret, or an access token that
-//! [`oauth`] gave out for one. [`identify`] puts the [`Caller`] it found among a request's extensions; every handler then asks it
+//! [`mod@oauth`] gave out for one. [`identify`] puts the [`Caller`] it found among a request's extensions; every handler then asks it
 //! ([`Caller::may`]) before it does anything. What callers learn of a refusal never depends on whether an app exists.
 
 mod known;

@@ -79,7 +79,8 @@ impl Publisher {
         let _waiting = self.wait_in_line()?;
         let (progress, _nobody_watches) = Progress::new();
         let build = self.begin_aside(app).await?;
-        let work = async {
+        // On the heap: it is large, and it travels.
+        let work = Box::pin(async {
             let (project, _) = self.compile(spec, false, &progress).await?;
             let mut version = draft_of(app, &project, self.shared.installer.node_version());
             if let Some(layer) = self.install(&project, app, &build, &progress).await? {
@@ -90,7 +91,7 @@ impl Publisher {
                 Err(Error::TypeCheck(TypeCheckError::Types(report))) => Ok(report),
                 Err(err) => Err(err),
             }
-        };
+        });
         let result = self.until_stopped(&build, VersionNumber(0), unless(gone, work)).await;
         self.sweep_after(app, VersionNumber(0), &build).await;
         result
