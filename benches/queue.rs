@@ -291,7 +291,7 @@ async fn restart(bench: &mut Bench, queued: u64, waiting: &str) -> Result<()> {
         };
         bench.store = Store::open(&bench.file, NO_LIMITS).await?;
         step(0);
-        bench.store.release_claims().await?;
+        bench.store.take_over(Duration::ZERO, SystemTime::now()).await?;
         step(1);
         bench.store.due().await?;
         if claim(&bench.store, &app(1), CLAIM_BATCH).await?.is_empty() {

@@ -1,6 +1,7 @@
 //! One `Config`: flags over `CHATFN_*` variables over `chatfn.toml`, checked before anything starts.
 
 mod check;
+mod database_url;
 mod environment;
 mod memory;
 
@@ -13,6 +14,8 @@ use serde::{Deserialize, Serialize};
 
 use environment::Environment;
 
+pub use database_url::DatabaseUrl;
+
 use crate::model::{AppId, LayerName, Mode, Sdk, TriggerDeclaration};
 use crate::sandbox::egress::policy::{self, Rule};
 use crate::sandbox::egress::{Cidr, Policy};
@@ -23,8 +26,16 @@ use crate::sandbox::egress::{Cidr, Policy};
 pub struct Config {
     /// Address and port of gRPC and HTTP. Port 0: a free one.
     pub listen: SocketAddr,
-    /// Everything durable: database, artifacts, layers. One service at a time.
+    /// Everything durable: database (unless `database_url` is set), artifacts, layers. One service at a time.
     pub data_dir: PathBuf,
+    /// A PostgreSQL database (14 or newer) for many replicas: `postgres://user:password@host/database`. Better as the variable
+    /// `CHATFN_DATABASE_URL` than as a flag, which other processes see. Default: SQLite, in the data directory.
+    pub database_url: Option<DatabaseUrl>,
+    /// Connections to PostgreSQL, of one replica. One more listens to the others.
+    pub database_connections_max: u32,
+    /// How long to wait for a connection to PostgreSQL: at the start, and for each statement.
+    #[serde(with = "duration")]
+    pub database_timeout: Duration,
     /// Whom the service becomes once its broker runs, if it is started as root: a name, a uid or uid:gid. The broker stays root. Files
     /// that the service reads (token, npm's configuration) must be readable for it. Default: it stays who it is.
     pub user: Option<String>,
@@ -215,6 +226,9 @@ impl Default for Config {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 7400)),
             data_dir: PathBuf::from("chatfn-data"),
+            database_url: None,
+            database_connections_max: 10,
+            database_timeout: Duration::from_secs(10),
             user: None,
             operator_token_file: None,
             node: None,

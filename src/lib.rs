@@ -7,6 +7,8 @@
 //!
 //! [`trial`] runs functions on the side, unrecorded: drafts, and recorded invocations against another version.
 //!
+//! [`replicas`] keeps several of these services, on one database of PostgreSQL, from losing or repeating each other's work.
+//!
 //! A version comes to be in [`publish`], and is kept by [`artifacts`] (files) and [`store`] (everything else).
 //!
 //! Before any of that, [`host`] finds Node and npm and prepares the data directory, and [`sandbox::Sandbox::start`] starts the broker,
@@ -35,6 +37,7 @@ pub mod invoke;
 pub mod model;
 pub mod pool;
 pub mod publish;
+pub mod replicas;
 pub mod sandbox;
 pub mod service;
 pub mod serving;

@@ -27,9 +27,10 @@ use crate::invoke::{self, Invoker};
 use crate::model::{Catalogue, LayerName, Mode, Report};
 use crate::pool::{self, MemoryBudget};
 use crate::publish::{self, InstallLimits, Installer, Npm, Proxy, Publisher, Registries, SourceLimits};
+use crate::replicas;
 use crate::sandbox::Sandbox;
 use crate::serving::Serving;
-use crate::store::{QueueLimits, Store};
+use crate::store::{Database, Postgres, QueueLimits, Store};
 use crate::worker;
 
 /// After the drain: for workers to end, connections to close and the history to be written, all together.
@@ -62,6 +63,7 @@ pub struct Service {
     dispatcher: JoinHandle<()>,
     history: JoinHandle<()>,
     maintenance: JoinHandle<()>,
+    replicas: JoinHandle<()>,
     server: JoinHandle<Result<(), tonic::transport::Error>>,
     _lock: Flock<File>,
 }
@@ -78,9 +80,8 @@ impl Service {
         let Host { node, npm, data, lock, home, .. } = host;
         let artifacts = Artifacts::open(&data)?;
         let node_version = host::check_node(&sandbox).await?;
-        let store = Store::open(&data.join("chatfn.db"), queue_limits(config)).await?;
-        store.abandon_invocations(SystemTime::now()).await?;
-        store.release_claims().await?;
+        let store = Store::open(database(config, &data)?, queue_limits(config)).await?;
+        replicas::join(&store).await?;
         let auth = Auth::open(store.clone(), token.as_deref()).await?;
         let stop_history = CancellationToken::new();
         let (history, history_task) = History::start(store.clone(), config.log_line_bytes_max, stop_history.clone());
@@ -133,7 +134,7 @@ impl Service {
         announce(config, address, token.is_some(), budget.limit(), sandbox.report());
         let drain = Drain::new().await;
         let routes = api::routes(Services {
-            auth,
+            auth: auth.clone(),
             invoker: invoker.clone(),
             publisher: publisher.clone(),
             serving: serving.clone(),
@@ -158,7 +159,10 @@ impl Service {
             concurrency_per_app: config.dispatch_concurrency_per_app,
             wait_max: config.wait_max,
         };
+        let (events, watched) = (Arc::clone(&enqueued), serving.clone());
         let dispatcher = Dispatcher::new(store.clone(), serving.clone(), invoker.clone(), settings, enqueued, figures);
+        let stop_replicas = CancellationToken::new();
+        let watch = replicas::watch(store.clone(), watched, events, move || auth.forget_all(), stop_replicas);
         Ok(Self {
             address,
             sandbox,
@@ -171,6 +175,7 @@ impl Service {
             dispatcher: tokio::spawn(dispatcher.run(stop_dispatch.clone())),
             history: history_task,
             maintenance: tokio::spawn(maintain(store, serving, config.clone(), stop_dispatch.clone())),
+            replicas: tokio::spawn(watch),
             server: tokio::spawn(serve(listener, routes, stop_server.clone())),
             stop_dispatch,
             stop_server,
@@ -194,6 +199,7 @@ impl Service {
             ended = &mut self.dispatcher => anyhow::anyhow!("the dispatcher ended: {ended:?}"),
             ended = &mut self.history => anyhow::anyhow!("the history's writer ended: {ended:?}"),
             ended = &mut self.maintenance => anyhow::anyhow!("the maintenance ended: {ended:?}"),
+            ended = &mut self.replicas => anyhow::anyhow!("the watch over the replicas ended: {ended:?}"),
         }
     }
 
@@ -241,13 +247,22 @@ impl Service {
         }
         self.maintenance.abort();
         let _ = self.maintenance.await;
+        // Until here: whoever finishes its work is not given up.
+        self.replicas.abort();
+        let _ = self.replicas.await;
         drop((self.invoker, self.publisher, self.serving));
         self.stop_history.cancel();
         step("write the history", end - CLOSE_TIMEOUT / 2, async {
             let _ = self.history.await;
         })
         .await;
-        step("close the store", end, self.store.close()).await;
+        step("close the store", end, async {
+            if let Err(err) = self.store.sign_off().await {
+                tracing::warn!(%err, "failed to tell the other replicas of the end: they notice it later");
+            }
+            self.store.close().await;
+        })
+        .await;
         step("end the sandbox", end + SANDBOX_TIMEOUT, self.sandbox.close()).await;
         tracing::info!("stopped");
     }
@@ -375,6 +390,16 @@ fn pool_settings(config: &Config) -> pool::Settings {
         worker_jobs_max: config.worker_jobs_max,
         worker_memory_percent_max: config.worker_memory_percent_max,
     }
+}
+
+/// Where the store is.
+///
+/// # Errors
+/// `database_url` is none.
+pub fn database(config: &Config, data: &Path) -> anyhow::Result<Database> {
+    let Some(url) = &config.database_url else { return Ok(Database::Sqlite(data.join("chatfn.db"))) };
+    let settings = Postgres::new(url.reveal(), config.database_connections_max, config.database_timeout);
+    Ok(Database::Postgres(settings.map_err(|problem| anyhow::anyhow!("configuration: database_url: {problem}"))?))
 }
 
 fn queue_limits(config: &Config) -> QueueLimits {

@@ -12,7 +12,7 @@ use tokio_util::task::TaskTracker;
 use crate::artifacts::{self, Artifacts, Manifest};
 use crate::model::{AppId, LogLine, Version, VersionNumber, VersionState};
 use crate::pool::{self, Figures, MemoryBudget, Pool, Reserve, ReserveSettings};
-use crate::store::{self, Store};
+use crate::store::{self, Activation, ActiveVersion, Store};
 use crate::worker::{self, Lookup, Paths, Program, Renamed};
 
 /// What still runs of a version that is gone from the store gets so long to end by itself.
@@ -66,7 +66,7 @@ struct Shared {
 
 #[derive(Default)]
 struct Routes {
-    active: HashMap<AppId, VersionNumber>,
+    active: HashMap<AppId, ActiveVersion>,
     /// Children of `Shared::kill`.
     kill: HashMap<AppId, CancellationToken>,
     loaded: HashMap<(AppId, VersionNumber), Arc<Served>>,
@@ -74,6 +74,23 @@ struct Routes {
     live: Vec<Live>,
     /// Versions of another Node that were warned of.
     warned: HashSet<(AppId, VersionNumber)>,
+}
+
+impl Routes {
+    /// From now on this version serves, unless what it was activated by is old news. The one that served before, if it is another.
+    fn activate(&mut self, app: &AppId, new: ActiveVersion) -> Option<VersionNumber> {
+        match self.active.get_mut(app) {
+            Some(active) if active.activation > new.activation => None,
+            Some(active) => {
+                let before = std::mem::replace(active, new).number;
+                (before != new.number).then_some(before)
+            }
+            None => {
+                self.active.insert(app.clone(), new);
+                None
+            }
+        }
+    }
 }
 
 /// A pool from its start to the end of its last worker.
@@ -140,7 +157,7 @@ impl Serving {
         let number = {
             let routes = self.routes();
             match routes.active.get(app) {
-                Some(number) => match routes.loaded.get(&(app.clone(), *number)) {
+                Some(ActiveVersion { number, .. }) => match routes.loaded.get(&(app.clone(), *number)) {
                     Some(served) => return Ok(Some(served.touched())),
                     None => Some(*number),
                 },
@@ -159,7 +176,7 @@ impl Serving {
     /// # Errors
     /// The store cannot be read.
     pub async fn preload(&self) -> Result<(), Error> {
-        let active: Vec<_> = self.routes().active.iter().map(|(app, number)| (app.clone(), *number)).collect();
+        let active: Vec<_> = self.routes().active.iter().map(|(app, active)| (app.clone(), active.number)).collect();
         for (app, number) in active {
             let version = self.shared.store.version(&app, number).await?;
             if version.is_some_and(|version| version.limits.workers_min > 0)
@@ -315,19 +332,72 @@ impl Serving {
         served
     }
 
-    /// Moves the app's traffic to this version. The one before finishes what it runs.
-    pub async fn promote(&self, served: &Arc<Served>) {
+    /// Moves the app's traffic to this version, unless it was moved on since by a later activation. The one before finishes what it
+    /// runs.
+    pub async fn promote(&self, served: &Arc<Served>, activation: Activation) {
         let app = served.version.app.clone();
         let number = served.version.number;
         let before = {
             let mut routes = self.routes();
             routes.loaded.insert((app.clone(), number), Arc::clone(served));
-            let before = routes.active.insert(app.clone(), number).filter(|before| *before != number);
+            let before = routes.activate(&app, ActiveVersion { number, activation });
             before.and_then(|before| routes.loaded.remove(&(app, before)))
         };
         if let Some(before) = before {
             before.pool.retire().await;
         }
+    }
+
+    /// Does what another replica did to an app: moves its traffic to the version that serves now, or ends what runs of an app that is
+    /// gone. While the version cannot be loaded for so long as `patience`, the one before serves; then callers wait for the new one.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub async fn follow(&self, app: &AppId, patience: Duration) -> Result<(), Error> {
+        let Some(now) = self.shared.store.active_version(app).await? else {
+            if self.shared.store.app(app).await?.is_none() {
+                self.forget_app(app).await;
+            }
+            return Ok(());
+        };
+        let known = self.routes().active.get(app).copied();
+        if known.is_some_and(|known| known.activation >= now.activation) {
+            return Ok(());
+        }
+        if known.is_some()
+            && let Ok(Ok(served)) = timeout(patience, self.version(app, now.number)).await
+        {
+            self.promote(&served, now.activation).await;
+            return Ok(());
+        }
+        let before = {
+            let mut routes = self.routes();
+            let before = routes.activate(app, now);
+            before.and_then(|before| routes.loaded.remove(&(app.clone(), before)))
+        };
+        if let Some(before) = before {
+            before.pool.retire().await;
+        }
+        Ok(())
+    }
+
+    /// As [`Serving::follow`], for all apps.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub async fn follow_all(&self, patience: Duration) -> Result<(), Error> {
+        let now: HashMap<_, _> = self.shared.store.active_versions().await?.into_iter().collect();
+        let changed: Vec<AppId> = {
+            let active = &self.routes().active;
+            let gone = active.keys().filter(|app| !now.contains_key(app));
+            gone.chain(now.iter().filter(|(app, new)| active.get(*app) != Some(new)).map(|(app, _)| app))
+                .cloned()
+                .collect()
+        };
+        for app in changed {
+            self.follow(&app, patience).await?;
+        }
+        Ok(())
     }
 
     /// Whether nothing of a version that is not active runs any more, after at most `patience`. Its pools take nothing new.
@@ -411,8 +481,9 @@ impl Serving {
         let unused: Vec<_> = {
             let mut routes = self.routes();
             let Routes { active, loaded, .. } = &mut *routes;
-            let unused = loaded
-                .extract_if(|(app, number), served| active.get(app) != Some(number) && served.used().elapsed() > idle);
+            let unused = loaded.extract_if(|(app, number), served| {
+                active.get(app).map(|active| active.number) != Some(*number) && served.used().elapsed() > idle
+            });
             unused.map(|(_, served)| served).collect()
         };
         for served in unused {

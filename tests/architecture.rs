@@ -13,7 +13,7 @@ const LAYERS: [&[&str]; 14] = [
     &["pool", "store", "artifacts"],
     &["history"],
     &["serving"],
-    &["trial"],
+    &["trial", "replicas"],
     &["invoke", "publish"],
     &["dispatch"],
     &["api"],

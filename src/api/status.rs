@@ -112,7 +112,7 @@ impl From<store::Error> for Status {
             store::Error::UnknownApp(_) => with_reason(Code::NotFound, "APP_NOT_FOUND", err.to_string()),
             store::Error::Closed => draining(),
             store::Error::QueueFull { .. } => with_retry(Code::ResourceExhausted, "QUEUE_FULL", err.to_string()),
-            store::Error::Database { .. } => {
+            store::Error::Database { .. } | store::Error::Unreachable { .. } => {
                 tracing::error!(%err, "failed to use the store");
                 with_retry(Code::Unavailable, "STORE_UNAVAILABLE", "the store cannot be used right now")
             }

@@ -10,7 +10,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::config::{Config, parse_override};
 use crate::host::Host;
 use crate::sandbox::Sandbox;
-use crate::service::Service;
+use crate::service::{self, Service};
 use crate::telemetry;
 
 const RUNTIME_STOP_TIMEOUT: Duration = Duration::from_secs(1);
@@ -24,6 +24,9 @@ pub struct Args {
     /// Directory for everything durable [default: chatfn-data]
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
+    /// PostgreSQL for many replicas, postgres://… (safer as the variable CHATFN_DATABASE_URL) [default: SQLite in the data directory]
+    #[arg(long, value_name = "URL")]
+    database_url: Option<String>,
     /// Configuration file [default: chatfn.toml, if it is there]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -46,6 +49,9 @@ impl Args {
         }
         if let Some(data_dir) = &self.data_dir {
             overrides.push(("data_dir".to_owned(), data_dir.display().to_string()));
+        }
+        if let Some(url) = &self.database_url {
+            overrides.push(("database_url".to_owned(), url.clone()));
         }
         if self.insecure_no_sandbox {
             overrides.push(("insecure_no_sandbox".to_owned(), "true".to_owned()));
@@ -70,6 +76,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         config.operator_token()?;
         crate::model::Catalogue::new(&config.trigger_types)?;
         crate::host::find_tools(&config)?;
+        service::database(&config, &config.data_dir)?;
         println!("{}", serde_json::to_string_pretty(&config)?);
         return Ok(());
     }

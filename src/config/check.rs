@@ -39,6 +39,7 @@ impl Config {
             ("result_bytes_max", self.result_bytes_max as u64, 1..=64 * MIB),
             ("log_bytes_max", self.log_bytes_max as u64, 256..=128 * MIB),
             ("publish_bytes_max", self.publish_bytes_max as u64, 1024..=256 * MIB),
+            ("database_connections_max", self.database_connections_max.into(), 2..=1000),
             ("waiting_max", self.waiting_max as u64, 1..=1_000_000),
             ("memory_budget_bytes", self.memory_budget(), Limits::MEMORY_BYTES_MIN..=1 << 50),
             ("reserve_workers", self.reserve_workers as u64, 0..=64),
@@ -59,9 +60,10 @@ impl Config {
     }
 
     /// With the least each may be.
-    fn spans(&self) -> [(&'static str, Duration, Duration); 10] {
+    fn spans(&self) -> [(&'static str, Duration, Duration); 11] {
         [
             ("idempotency_window", self.idempotency_window, Duration::ZERO),
+            ("database_timeout", self.database_timeout, MOMENT),
             ("wait_max", self.wait_max, MOMENT),
             ("ready_timeout", self.ready_timeout, MOMENT),
             ("init_timeout", self.init_timeout, MOMENT),

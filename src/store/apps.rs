@@ -2,7 +2,8 @@
 
 use std::time::{Duration, SystemTime};
 
-use super::codec::{Row, get, get_parsed, get_time, get_version, span_millis};
+use super::codec::{get, get_parsed, get_time, get_version, millis, signed, span_millis};
+use super::db::{self, Row, Tx};
 use super::{Error, Store, during};
 use crate::model::{AppId, VersionNumber};
 
@@ -21,6 +22,17 @@ pub struct App {
     pub history_retention: Option<Duration>,
 }
 
+/// When a version was made the active one: a higher one came later, whichever replica did it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Activation(i64);
+
+/// The version that serves, and since when.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ActiveVersion {
+    pub number: VersionNumber,
+    pub activation: Activation,
+}
+
 /// What to change; `None` leaves a setting as it is.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct AppChange {
@@ -31,14 +43,14 @@ pub struct AppChange {
 
 impl Store {
     pub async fn app(&self, id: &AppId) -> Result<Option<App>, Error> {
-        let query = sqlx::query("SELECT * FROM apps WHERE id = $1").bind(id.as_str());
+        let query = db::query("SELECT * FROM apps WHERE id = $1").bind(id.as_str());
         let row = query.fetch_optional(self.read()).await.map_err(during("read an app"))?;
         row.as_ref().map(decode).transpose()
     }
 
     /// In the order of their ids.
     pub async fn list_apps(&self, after: Option<&AppId>, limit: u32) -> Result<Vec<App>, Error> {
-        let query = sqlx::query("SELECT * FROM apps WHERE id > $1 ORDER BY id LIMIT $2")
+        let query = db::query("SELECT * FROM apps WHERE id > $1 ORDER BY id LIMIT $2")
             .bind(after.map_or("", AppId::as_str)) // No id is empty.
             .bind(i64::from(limit));
         query.fetch_all(self.read()).await.map_err(during("list apps"))?.iter().map(decode).collect()
@@ -46,7 +58,7 @@ impl Store {
 
     /// The app after the change; `None` where it does not exist.
     pub async fn update_app(&self, id: &AppId, change: AppChange) -> Result<Option<App>, Error> {
-        let query = sqlx::query(
+        let query = db::query(
             "UPDATE apps SET description = COALESCE($2, description),
                  history_retention_ms = CASE WHEN $3 THEN $4 ELSE history_retention_ms END
              WHERE id = $1 RETURNING *",
@@ -69,26 +81,61 @@ impl Store {
             "DELETE FROM events WHERE seq IN (SELECT seq FROM events WHERE app_id = $1 LIMIT $2)",
         ] {
             loop {
-                let query = sqlx::query(batch).bind(id.as_str()).bind(DELETE_BATCH);
+                let query = db::query(batch).bind(id.as_str()).bind(DELETE_BATCH);
                 let deleted = query.execute(self.write()).await.map_err(during("delete an app's history"))?;
-                if deleted.rows_affected() < DELETE_BATCH.unsigned_abs() {
+                if deleted < DELETE_BATCH.unsigned_abs() {
                     break;
                 }
             }
         }
         // Everything else, and what came meanwhile, goes by cascade.
-        let query = sqlx::query("DELETE FROM apps WHERE id = $1").bind(id.as_str());
-        let deleted = query.execute(self.write()).await.map_err(during("delete an app"))?;
+        const VERB: &str = "delete an app";
+        let mut tx = self.begin(VERB).await?;
+        let query = db::query("DELETE FROM apps WHERE id = $1").bind(id.as_str());
+        let deleted = query.execute(&mut tx).await.map_err(during(VERB))?;
+        tx.tell_of_app(id).await.map_err(during(VERB))?;
+        tx.commit().await.map_err(during(VERB))?;
         self.inner.queue.forget(id);
-        Ok(deleted.rows_affected() > 0)
+        Ok(deleted > 0)
     }
 
     /// Which version serves, of every app that has one.
-    pub async fn active_versions(&self) -> Result<Vec<(AppId, VersionNumber)>, Error> {
-        let sql = "SELECT id, active_version FROM apps WHERE active_version IS NOT NULL ORDER BY id";
-        let rows = sqlx::query(sql).fetch_all(self.read()).await.map_err(during("list active versions"))?;
-        rows.iter().map(|row| Ok((get_parsed(row, "id")?, get_version(row, "active_version")?))).collect()
+    pub async fn active_versions(&self) -> Result<Vec<(AppId, ActiveVersion)>, Error> {
+        let sql = "SELECT id, active_version, activation FROM apps WHERE active_version IS NOT NULL ORDER BY id";
+        let rows = db::query(sql).fetch_all(self.read()).await.map_err(during("list active versions"))?;
+        rows.iter().map(|row| Ok((get_parsed(row, "id")?, decode_active(row)?))).collect()
     }
+
+    /// Which version of the app serves; `None`: none does.
+    pub async fn active_version(&self, id: &AppId) -> Result<Option<ActiveVersion>, Error> {
+        let sql = "SELECT active_version, activation FROM apps WHERE id = $1 AND active_version IS NOT NULL";
+        let row = db::query(sql).bind(id.as_str()).fetch_optional(self.read()).await;
+        row.map_err(during("read which version is active"))?.as_ref().map(decode_active).transpose()
+    }
+}
+
+/// Lets the version serve. `None`: it is not READY.
+pub(super) async fn activate(
+    tx: &mut Tx,
+    app: &AppId,
+    number: VersionNumber,
+    now: SystemTime,
+) -> Result<Option<Activation>, Error> {
+    const VERB: &str = "activate a version";
+    let query = db::query(
+        "UPDATE apps SET active_version = $2, activation = CASE WHEN activation < $3 THEN $3 ELSE activation + 1 END
+         WHERE id = $1 AND EXISTS (SELECT 1 FROM versions WHERE app_id = $1 AND number = $2 AND state = 1)
+         RETURNING activation",
+    );
+    let query = query.bind(app.as_str()).bind(signed(number.0)).bind(millis(now));
+    let rows = query.fetch_all(&mut *tx).await.map_err(during(VERB))?;
+    let Some(row) = rows.first() else { return Ok(None) };
+    tx.tell_of_app(app).await.map_err(during(VERB))?;
+    Ok(Some(Activation(get(row, "activation")?)))
+}
+
+fn decode_active(row: &Row) -> Result<ActiveVersion, Error> {
+    Ok(ActiveVersion { number: get_version(row, "active_version")?, activation: Activation(get(row, "activation")?) })
 }
 
 fn decode(row: &Row) -> Result<App, Error> {
@@ -192,7 +239,7 @@ mod tests {
     async fn a_row_that_does_not_decode_is_named() {
         let (_dir, store) = store().await;
         ready_version(&store, "shop").await;
-        sqlx::query("UPDATE apps SET active_version = -1").execute(store.write()).await.expect("update");
+        db::query("UPDATE apps SET active_version = -1").execute(store.write()).await.expect("update");
         let err = store.app(&app("shop")).await.expect_err("a negative version").to_string();
         assert!(err.starts_with("the store holds a row that does not decode: active_version"), "{err}");
     }

@@ -4,15 +4,11 @@ use std::fmt::Display;
 use std::str::FromStr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use super::Error;
+use super::db::{Column, Row};
+use crate::model::VersionNumber;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use sqlx::sqlite::SqliteRow;
-use sqlx::{Decode, Row as _, Sqlite, Type};
-
-use super::Error;
-use crate::model::VersionNumber;
-
-pub type Row = SqliteRow;
 
 /// Since 1970, rounded down; what no `i64` holds is cut off at its end.
 pub fn millis(time: SystemTime) -> i64 {
@@ -43,7 +39,7 @@ pub fn corrupt(column: &str, problem: impl Display) -> Error {
 }
 
 /// A column as it is.
-pub fn get<'r, T: Decode<'r, Sqlite> + Type<Sqlite>>(row: &'r Row, column: &str) -> Result<T, Error> {
+pub fn get<'r, T: Column<'r>>(row: &'r Row, column: &str) -> Result<T, Error> {
     row.try_get(column).map_err(|err| corrupt(column, err))
 }
 

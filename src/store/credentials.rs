@@ -2,14 +2,16 @@
 
 use std::time::SystemTime;
 
-use sqlx::{Sqlite, Transaction};
-
-use super::codec::{Row, corrupt, get, get_parsed, get_time, millis};
+use super::codec::{corrupt, get, get_parsed, get_time, millis};
+use super::db::{self, Row, Tx};
 use super::{Error, Store, during};
 use crate::model::{AppId, ClientId, Credential, Scopes};
 
 /// A SHA-256, or a key as long as one.
 pub type Secret256 = [u8; 32];
+
+/// Of the operators' credentials one is counted and made at a time.
+const OPERATORS: i64 = 0x6368_6174_666e_0002;
 
 /// How a creation ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,12 +41,16 @@ impl Store {
             return Ok(CreateCredential::UnknownApp);
         }
         let app = app.as_ref().map(AppId::as_str);
-        let count = sqlx::query_scalar("SELECT COUNT(*) FROM credentials WHERE app_id IS $1").bind(app);
-        let count: i64 = count.fetch_one(&mut *tx).await.map_err(during(VERB))?;
+        match app {
+            Some(app) => tx.lock_app(app).await.map_err(during(VERB))?,
+            None => tx.lock(vec![OPERATORS]).await.map_err(during(VERB))?,
+        }
+        let count = db::query_scalar("SELECT COUNT(*) FROM credentials WHERE app_id IS NOT DISTINCT FROM $1").bind(app);
+        let count: i64 = count.fetch_one(&mut tx).await.map_err(during(VERB))?;
         if count >= i64::from(count_max) {
             return Ok(CreateCredential::TooMany);
         }
-        let query = sqlx::query(
+        let query = db::query(
             "INSERT INTO credentials (client_id, app_id, scopes, secret_sha256, description, created_at)
              VALUES ($1, $2, $3, $4, $5, $6)",
         )
@@ -54,7 +60,7 @@ impl Store {
         .bind(secret_sha256.as_slice())
         .bind(description)
         .bind(millis(*created_at));
-        query.execute(&mut *tx).await.map_err(during(VERB))?;
+        query.execute(&mut tx).await.map_err(during(VERB))?;
         tx.commit().await.map_err(during(VERB))?;
         Ok(CreateCredential::Created)
     }
@@ -66,66 +72,66 @@ impl Store {
         after: Option<i64>,
         limit: u32,
     ) -> Result<Vec<(i64, Credential)>, Error> {
-        let query = sqlx::query("SELECT * FROM credentials WHERE app_id IS $1 AND seq > $2 ORDER BY seq LIMIT $3")
-            .bind(app.map(AppId::as_str))
-            .bind(after.unwrap_or(0))
-            .bind(i64::from(limit));
+        let query = db::query(
+            "SELECT * FROM credentials WHERE app_id IS NOT DISTINCT FROM $1 AND seq > $2 ORDER BY seq LIMIT $3",
+        )
+        .bind(app.map(AppId::as_str))
+        .bind(after.unwrap_or(0))
+        .bind(i64::from(limit));
         let rows = query.fetch_all(self.read()).await.map_err(during("list credentials"))?;
         rows.iter().map(|row| Ok((get(row, "seq")?, decode(row)?))).collect()
     }
 
     /// With its secret's hash.
     pub async fn credential(&self, id: ClientId) -> Result<Option<(Credential, Secret256)>, Error> {
-        let query = sqlx::query("SELECT * FROM credentials WHERE client_id = $1").bind(id.to_string());
+        let query = db::query("SELECT * FROM credentials WHERE client_id = $1").bind(id.to_string());
         let row = query.fetch_optional(self.read()).await.map_err(during("read a credential"))?;
         row.as_ref().map(decode_with_hash).transpose()
     }
 
     /// The one with this secret's hash.
     pub async fn credential_by_secret(&self, sha256: &Secret256) -> Result<Option<(Credential, Secret256)>, Error> {
-        let query = sqlx::query("SELECT * FROM credentials WHERE secret_sha256 = $1").bind(sha256.as_slice());
+        let query = db::query("SELECT * FROM credentials WHERE secret_sha256 = $1").bind(sha256.as_slice());
         let row = query.fetch_optional(self.read()).await.map_err(during("read a credential"))?;
         row.as_ref().map(decode_with_hash).transpose()
     }
 
     /// False where there is none, or (with `app`) none of that app.
     pub async fn revoke_credential(&self, id: ClientId, app: Option<&AppId>) -> Result<bool, Error> {
-        let query = sqlx::query("DELETE FROM credentials WHERE client_id = $1 AND ($2 IS NULL OR app_id = $2)")
+        const VERB: &str = "revoke a credential";
+        let mut tx = self.begin(VERB).await?;
+        let query = db::query("DELETE FROM credentials WHERE client_id = $1 AND ($2 IS NULL OR app_id = $2)")
             .bind(id.to_string())
             .bind(app.map(AppId::as_str));
-        let deleted = query.execute(self.write()).await.map_err(during("revoke a credential"))?;
-        Ok(deleted.rows_affected() > 0)
+        let deleted = query.execute(&mut tx).await.map_err(during(VERB))?;
+        tx.tell_of_credentials().await.map_err(during(VERB))?;
+        tx.commit().await.map_err(during(VERB))?;
+        Ok(deleted > 0)
     }
 
     /// The service's key of this name: `fresh` if there was none.
     pub async fn service_key(&self, name: &str, fresh: Secret256) -> Result<Secret256, Error> {
         const VERB: &str = "read a key of the service";
-        let insert =
-            sqlx::query("INSERT INTO service_keys (name, value) VALUES ($1, $2) ON CONFLICT (name) DO NOTHING");
+        let insert = db::query("INSERT INTO service_keys (name, value) VALUES ($1, $2) ON CONFLICT (name) DO NOTHING");
         insert.bind(name).bind(fresh.as_slice()).execute(self.write()).await.map_err(during(VERB))?;
-        let query = sqlx::query("SELECT value FROM service_keys WHERE name = $1").bind(name);
+        let query = db::query("SELECT value FROM service_keys WHERE name = $1").bind(name);
         let row = query.fetch_one(self.read()).await.map_err(during(VERB))?;
         get_256(&row, "value")
     }
 }
 
 /// Whether the app exists now.
-async fn ensure_app(
-    tx: &mut Transaction<'static, Sqlite>,
-    app: &AppId,
-    now: SystemTime,
-    make: bool,
-) -> Result<bool, Error> {
+async fn ensure_app(tx: &mut Tx, app: &AppId, now: SystemTime, make: bool) -> Result<bool, Error> {
     const VERB: &str = "make an app for a credential";
     if make {
         let sql = "INSERT INTO apps (id, last_version, created_at, description) VALUES ($1, 0, $2, '')
                    ON CONFLICT (id) DO NOTHING";
-        let query = sqlx::query(sql).bind(app.as_str()).bind(millis(now));
-        query.execute(&mut **tx).await.map_err(during(VERB))?;
+        let query = db::query(sql).bind(app.as_str()).bind(millis(now));
+        query.execute(&mut *tx).await.map_err(during(VERB))?;
         return Ok(true);
     }
-    let query = sqlx::query_scalar("SELECT COUNT(*) FROM apps WHERE id = $1").bind(app.as_str());
-    let found: i64 = query.fetch_one(&mut **tx).await.map_err(during(VERB))?;
+    let query = db::query_scalar("SELECT COUNT(*) FROM apps WHERE id = $1").bind(app.as_str());
+    let found: i64 = query.fetch_one(&mut *tx).await.map_err(during(VERB))?;
     Ok(found > 0)
 }
 

@@ -3,9 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 
-use sqlx::{Sqlite, Transaction};
-
-use super::codec::{Row, get, get_time, get_unsigned, get_version, json, millis, signed};
+use super::codec::{get, get_time, get_unsigned, get_version, json, millis, signed};
+use super::db::{self, Builder, Row, Tx};
 use super::{Error, Store, during};
 use crate::model::{AppId, Function, TriggerType, Version, VersionNumber};
 
@@ -61,14 +60,14 @@ impl Store {
         let mut tx = self.begin(VERB).await?;
         let create = "INSERT INTO apps (id, last_version, created_at, description) VALUES ($1, 0, $2, '')
                       ON CONFLICT (id) DO NOTHING";
-        let create = sqlx::query(create).bind(app.as_str()).bind(millis(now));
-        create.execute(&mut *tx).await.map_err(during(VERB))?;
-        let query = sqlx::query_scalar(
+        let create = db::query(create).bind(app.as_str()).bind(millis(now));
+        create.execute(&mut tx).await.map_err(during(VERB))?;
+        let query = db::query_scalar(
             "INSERT INTO functions (app_id, trigger_type, name, description, last_number, created_at)
              VALUES ($1, $2, $3, $4, 0, $5) ON CONFLICT (app_id, trigger_type) DO NOTHING RETURNING id",
         );
         let query = query.bind(app.as_str()).bind(trigger_type.as_str()).bind(name).bind(description).bind(millis(now));
-        let ids: Vec<i64> = query.fetch_all(&mut *tx).await.map_err(during(VERB))?;
+        let ids: Vec<i64> = query.fetch_all(&mut tx).await.map_err(during(VERB))?;
         tx.commit().await.map_err(during(VERB))?;
         Ok(ids.first().map(|id| FunctionRecord {
             id: id.unsigned_abs(),
@@ -84,7 +83,7 @@ impl Store {
     /// # Errors
     /// The store cannot be read.
     pub async fn functions(&self, app: &AppId) -> Result<Vec<FunctionRecord>, Error> {
-        let mut sql = sqlx::QueryBuilder::<Sqlite>::new(FUNCTIONS);
+        let mut sql = Builder::new(FUNCTIONS);
         sql.push_bind(app.as_str()).push(" ORDER BY f.id");
         let rows = sql.build().fetch_all(self.read()).await.map_err(during("list functions"))?;
         rows.iter().map(decode).collect()
@@ -93,7 +92,7 @@ impl Store {
     /// # Errors
     /// The store cannot be read.
     pub async fn function(&self, app: &AppId, id: u64) -> Result<Option<FunctionRecord>, Error> {
-        let mut sql = sqlx::QueryBuilder::<Sqlite>::new(FUNCTIONS);
+        let mut sql = Builder::new(FUNCTIONS);
         sql.push_bind(app.as_str()).push(" AND f.id = ").push_bind(signed(id));
         let row = sql.build().fetch_optional(self.read()).await.map_err(during("read a function"))?;
         row.as_ref().map(decode).transpose()
@@ -111,8 +110,8 @@ impl Store {
     ) -> Result<(Vec<FunctionVersionRecord>, u64), Error> {
         const VERB: &str = "list a function's versions";
         let count = "SELECT COUNT(*) AS total FROM function_versions WHERE function_id = $1";
-        let total = sqlx::query(count).bind(signed(function_id)).fetch_one(self.read()).await.map_err(during(VERB))?;
-        let mut sql = sqlx::QueryBuilder::<Sqlite>::new(VERSIONS);
+        let total = db::query(count).bind(signed(function_id)).fetch_one(self.read()).await.map_err(during(VERB))?;
+        let mut sql = Builder::new(VERSIONS);
         sql.push("fv.function_id = ").push_bind(signed(function_id));
         sql.push(if newest_first { " ORDER BY fv.number DESC" } else { " ORDER BY fv.number" });
         sql.push(" LIMIT ").push_bind(i64::from(limit)).push(" OFFSET ").push_bind(signed(offset));
@@ -123,7 +122,7 @@ impl Store {
     /// # Errors
     /// The store cannot be read.
     pub async fn function_version(&self, app: &AppId, id: u64) -> Result<Option<FunctionVersionRecord>, Error> {
-        let mut sql = sqlx::QueryBuilder::<Sqlite>::new(VERSIONS);
+        let mut sql = Builder::new(VERSIONS);
         sql.push("fv.app_id = ").push_bind(app.as_str()).push(" AND fv.id = ").push_bind(signed(id));
         let row = sql.build().fetch_optional(self.read()).await.map_err(during("read a function's version"))?;
         row.as_ref().map(decode_version).transpose()
@@ -138,7 +137,7 @@ impl Store {
         function_id: u64,
         app_version: VersionNumber,
     ) -> Result<Option<FunctionVersionRecord>, Error> {
-        let mut sql = sqlx::QueryBuilder::<Sqlite>::new(VERSIONS);
+        let mut sql = Builder::new(VERSIONS);
         sql.push("fv.id = (SELECT function_version_id FROM function_bindings WHERE function_id = ");
         sql.push_bind(signed(function_id)).push(" AND app_version = ").push_bind(signed(app_version.0)).push(")");
         let row = sql.build().fetch_optional(self.read()).await.map_err(during("find a function's version"))?;
@@ -146,14 +145,12 @@ impl Store {
     }
 }
 
-type Tx = Transaction<'static, Sqlite>;
-
 /// For a version that becomes READY: a function that differs from its newest version gets another.
 pub(super) async fn record(tx: &mut Tx, version: &Version, sources: &Sources) -> Result<(), Error> {
     const VERB: &str = "record a version's functions";
     let app = version.app.as_str();
     for function in &version.functions {
-        let query = sqlx::query(
+        let query = db::query(
             "INSERT INTO functions (app_id, trigger_type, name, description, last_number, created_at)
              VALUES ($1, $2, $3, $4, 0, $5)
              ON CONFLICT (app_id, trigger_type) DO UPDATE SET name = excluded.name, description = excluded.description
@@ -161,22 +158,20 @@ pub(super) async fn record(tx: &mut Tx, version: &Version, sources: &Sources) ->
         );
         let query = query.bind(app).bind(function.trigger_type.as_str()).bind(&function.name);
         let query = query.bind(&function.description).bind(millis(version.created_at));
-        let row = query.fetch_one(&mut **tx).await.map_err(during(VERB))?;
+        let row = query.fetch_one(&mut *tx).await.map_err(during(VERB))?;
         let (id, last): (i64, i64) = (get(&row, "id")?, get(&row, "last_number")?);
         let fingerprint = fingerprint(function, sources.get(&function.trigger_type))?;
         let newest =
             "SELECT id, fingerprint FROM function_versions WHERE function_id = $1 ORDER BY number DESC LIMIT 1";
-        let newest = sqlx::query_as(newest).bind(id).fetch_optional(&mut **tx).await.map_err(during(VERB))?;
+        let newest = db::query(newest).bind(id).fetch_optional(&mut *tx).await.map_err(during(VERB))?;
         let bound = match newest {
-            Some((newest, same)) if fingerprint == same => newest,
-            Some::<(i64, String)>(_) | None => {
-                add_version(tx, version, id, last + 1, &fingerprint).await.map_err(during(VERB))?
-            }
+            Some(newest) if get::<&str>(&newest, "fingerprint")? == fingerprint => get(&newest, "id")?,
+            _ => add_version(tx, version, id, last + 1, &fingerprint).await.map_err(during(VERB))?,
         };
         let query = "INSERT INTO function_bindings (app_id, app_version, function_id, function_version_id)
                      VALUES ($1, $2, $3, $4)";
-        let query = sqlx::query(query).bind(app).bind(signed(version.number.0)).bind(id).bind(bound);
-        query.execute(&mut **tx).await.map_err(during(VERB))?;
+        let query = db::query(query).bind(app).bind(signed(version.number.0)).bind(id).bind(bound);
+        query.execute(&mut *tx).await.map_err(during(VERB))?;
     }
     Ok(())
 }
@@ -188,23 +183,23 @@ async fn add_version(
     number: i64,
     fingerprint: &str,
 ) -> Result<i64, sqlx::Error> {
-    let query = sqlx::query("UPDATE functions SET last_number = $2 WHERE id = $1").bind(function_id).bind(number);
-    query.execute(&mut **tx).await?;
-    let query = sqlx::query_scalar(
+    let query = db::query("UPDATE functions SET last_number = $2 WHERE id = $1").bind(function_id).bind(number);
+    query.execute(&mut *tx).await?;
+    let query = db::query_scalar(
         "INSERT INTO function_versions (app_id, function_id, number, fingerprint, created_at)
          VALUES ($1, $2, $3, $4, $5) RETURNING id",
     );
     let query = query.bind(version.app.as_str()).bind(function_id).bind(number).bind(fingerprint);
-    query.bind(millis(version.created_at)).fetch_one(&mut **tx).await
+    query.bind(millis(version.created_at)).fetch_one(&mut *tx).await
 }
 
 /// After versions of the app are gone: what no version runs any more has no source either.
 pub(super) async fn forget_unused(tx: &mut Tx, app: &AppId) -> Result<(), Error> {
-    let query = sqlx::query(
+    let query = db::query(
         "DELETE FROM function_versions WHERE app_id = $1
          AND NOT EXISTS (SELECT 1 FROM function_bindings b WHERE b.function_version_id = function_versions.id)",
     );
-    let deleted = query.bind(app.as_str()).execute(&mut **tx).await;
+    let deleted = query.bind(app.as_str()).execute(&mut *tx).await;
     deleted.map(|_| ()).map_err(during("forget unused versions of functions"))
 }
 
@@ -244,14 +239,14 @@ fn decode_version(row: &Row) -> Result<FunctionVersionRecord, Error> {
 #[cfg(test)]
 mod tests {
     use super::super::DeleteVersion;
-    use super::super::testing::{app, at, building, built, ready_version, store, trigger};
+    use super::super::testing::{app, at, building, built, ready_version, sqlite_store, store, trigger};
     use super::*;
 
     async fn publish(store: &Store, source: &str) -> VersionNumber {
         let new = building("shop");
         let number = store.begin_version(new.clone()).await.expect("begin");
         let sources = Sources::from([(trigger(), source.to_owned())]);
-        store.finish_version(&built(&new, number), &sources, true, None).await.expect("finish");
+        store.finish_version(&built(&new, number), &sources, Some(at(0)), None).await.expect("finish");
         number
     }
 
@@ -272,7 +267,7 @@ mod tests {
         assert_eq!((current.id, current.number, current.app_version), (first.id, 1, same));
         publish(&store, "b").await;
         assert_eq!(only(&store).await.current.expect("runs").number, 2);
-        assert!(store.activate_version(&app("shop"), one).await.expect("activate"));
+        assert!(store.activate_version(&app("shop"), one, at(0)).await.expect("activate").is_some());
         let function = only(&store).await;
         assert_eq!(function.current.expect("runs").id, first.id);
         let (versions, total) = store.function_versions(function.id, true, (0, 1)).await.expect("versions");
@@ -315,14 +310,14 @@ mod tests {
 
     #[tokio::test]
     async fn what_was_published_before_there_were_functions_gets_them() {
-        let (_dir, store) = store().await;
+        let (_dir, store) = sqlite_store().await; // Older than our use of PostgreSQL.
         for id in ["shop", "other", "shop"] {
             ready_version(&store, id).await;
         }
         let again = "DROP TABLE function_bindings; DROP TABLE function_versions; DROP TABLE functions;
                      DROP INDEX invocations_by_function;";
         for sql in [again, include_str!("../../migrations/sqlite/0007_functions.sql")] {
-            sqlx::raw_sql(sql).execute(store.write()).await.expect("migrates");
+            store.write().run_script(sql).await.expect("migrates");
         }
         let function = only(&store).await;
         let current = function.current.expect("runs");

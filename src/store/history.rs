@@ -2,16 +2,14 @@
 
 use std::time::{Duration, SystemTime};
 
-use sqlx::{QueryBuilder, Sqlite};
-
-use super::codec::{json, millis, signed, span_millis};
+use super::codec::{millis, signed, span_millis};
+use super::db::{self, Builder, Query, Value};
 use super::invocation_row::{
     decode_invocation, decode_log, insert_log, insert_started, level_code, status_code, upsert_finished,
 };
 use super::{Error, Store, during};
 use crate::model::{
-    AppId, EventId, FailureKind, FunctionFailure, Invocation, InvocationId, InvocationStatus, LogLevel, LogLine,
-    TriggerType, VersionNumber,
+    AppId, EventId, Invocation, InvocationId, InvocationStatus, LogLevel, LogLine, TriggerType, VersionNumber,
 };
 
 /// No function runs for so long: what says RUNNING for longer has lost its end.
@@ -51,8 +49,9 @@ pub struct LogFilter {
 pub struct LogPosition(i64);
 
 /// What an invocation's JSON takes, without reading it.
-const JSON_BYTES: &str = "OCTET_LENGTH(event_json) + COALESCE(OCTET_LENGTH(result_json), 0)
-    + COALESCE(OCTET_LENGTH(error_json), 0) + COALESCE(OCTET_LENGTH(denied_json), 0) + COALESCE(OCTET_LENGTH(denied_reason), 0)";
+pub(super) const JSON_BYTES: &str = "CAST(OCTET_LENGTH(event_json) + COALESCE(OCTET_LENGTH(result_json), 0)
+    + COALESCE(OCTET_LENGTH(error_json), 0) + COALESCE(OCTET_LENGTH(denied_json), 0)
+    + COALESCE(OCTET_LENGTH(denied_reason), 0) AS BIGINT)";
 
 impl InvocationFilter {
     fn select(&self, columns: &str, app: &AppId, before: Option<InvocationId>) -> Select {
@@ -75,8 +74,8 @@ impl Store {
         let mut tx = self.begin("record history").await?;
         for item in items {
             match item {
-                HistoryItem::Started(invocation) => insert_started(&mut tx, invocation).await?,
-                HistoryItem::Finished(invocation) => upsert_finished(&mut tx, invocation).await?,
+                HistoryItem::Started(invocation) => insert_started(&mut tx, invocation, self.replica()).await?,
+                HistoryItem::Finished(invocation) => upsert_finished(&mut tx, invocation, self.replica()).await?,
                 HistoryItem::Log(line) => insert_log(&mut tx, line).await?,
             }
         }
@@ -84,7 +83,7 @@ impl Store {
     }
 
     pub async fn invocation(&self, app: &AppId, id: InvocationId) -> Result<Option<Invocation>, Error> {
-        let query = sqlx::query("SELECT * FROM invocations WHERE id = $1 AND app_id = $2");
+        let query = db::query("SELECT * FROM invocations WHERE id = $1 AND app_id = $2");
         let query = query.bind(id.to_string()).bind(app.as_str());
         let row = query.fetch_optional(self.read()).await.map_err(during("read an invocation"))?;
         row.as_ref().map(decode_invocation).transpose()
@@ -92,7 +91,7 @@ impl Store {
 
     /// In the order they were written. Look the invocation up first: this does not ask whose it is.
     pub async fn invocation_logs(&self, id: InvocationId) -> Result<Vec<LogLine>, Error> {
-        let query = sqlx::query("SELECT * FROM logs WHERE invocation_id = $1 ORDER BY seq").bind(id.to_string());
+        let query = db::query("SELECT * FROM logs WHERE invocation_id = $1 ORDER BY seq").bind(id.to_string());
         let rows = query.fetch_all(self.read()).await.map_err(during("read an invocation's logs"))?;
         rows.iter().map(decode_log).collect()
     }
@@ -107,9 +106,9 @@ impl Store {
         bytes_max: u64,
     ) -> Result<(Vec<Invocation>, bool), Error> {
         let verb = "list invocations";
-        let mut tx = self.read().begin().await.map_err(during(verb))?; // Both statements see the same rows.
-        let mut sizes = filter.select(JSON_BYTES, app, before).newest("id", limit.saturating_add(1));
-        let sizes: Vec<i64> = sizes.build_query_scalar().fetch_all(&mut *tx).await.map_err(during(verb))?;
+        let mut tx = self.read().begin_read().await.map_err(during(verb))?; // Both statements see the same rows.
+        let sizes = filter.select(JSON_BYTES, app, before).newest("id", limit.saturating_add(1));
+        let sizes: Vec<i64> = sizes.scalar().fetch_all(&mut tx).await.map_err(during(verb))?;
         let mut bytes_left = bytes_max;
         let fits = |(n, bytes): &(usize, &i64)| {
             let left = bytes_left.checked_sub(bytes.cast_unsigned());
@@ -117,8 +116,8 @@ impl Store {
             *n == 0 || left.is_some()
         };
         let count = sizes.iter().take(limit as usize).enumerate().take_while(fits).count();
-        let mut rows = filter.select("*", app, before).newest("id", count as u32);
-        let rows = rows.build().fetch_all(&mut *tx).await.map_err(during(verb))?;
+        let rows = filter.select("*", app, before).newest("id", count as u32);
+        let rows = rows.fetch_all(&mut tx).await.map_err(during(verb))?;
         let invocations = rows.iter().map(decode_invocation).collect::<Result<_, _>>()?;
         Ok((invocations, count < sizes.len()))
     }
@@ -131,13 +130,13 @@ impl Store {
         sql.and("level >= ", filter.min_level.map(level_code));
         sql.and("version = ", filter.version.map(|v| signed(v.0)));
         sql.and("seq <= ", filter.until.map(|position| position.0));
-        let rows = sql.newest("seq", last).build().fetch_all(self.read()).await;
+        let rows = sql.newest("seq", last).fetch_all(self.read()).await;
         rows.map_err(during("list logs"))?.iter().rev().map(decode_log).collect()
     }
 
     /// The newest line's.
     pub async fn log_position(&self) -> Result<LogPosition, Error> {
-        let query = sqlx::query_scalar("SELECT COALESCE(MAX(seq), 0) FROM logs").fetch_one(self.read());
+        let query = db::query_scalar("SELECT COALESCE(MAX(seq), 0) FROM logs").fetch_one(self.read());
         query.await.map(LogPosition).map_err(during("read the log's end"))
     }
 
@@ -145,16 +144,17 @@ impl Store {
     /// many rows went. Call it until that is 0. Of one that says RUNNING for so long the end was lost.
     pub async fn purge_history(&self, now: SystemTime, default_retention: Duration, limit: u32) -> Result<u64, Error> {
         // CROSS JOIN: app by app, each with its own bound on an index.
-        let invocations = sqlx::query(
+        let invocations = db::query(
             "DELETE FROM invocations WHERE id IN (
                  SELECT i.id FROM apps a CROSS JOIN invocations i WHERE i.app_id = a.id
                  AND i.created_at < $1 - COALESCE(a.history_retention_ms, $2)
-                 AND (i.status <> 0 OR i.created_at < $1 - COALESCE(a.history_retention_ms, $2) - $4) LIMIT $3)",
+                 AND (i.status <> 0 OR i.created_at < $1 - COALESCE(a.history_retention_ms, $2) - $4) LIMIT $3
+                 /*pg FOR UPDATE OF i SKIP LOCKED */)",
         );
-        let logs = sqlx::query(
+        let logs = db::query(
             "DELETE FROM logs WHERE seq IN (
                  SELECT l.seq FROM apps a CROSS JOIN logs l WHERE l.app_id = a.id
-                 AND l.at < $1 - COALESCE(a.history_retention_ms, $2) LIMIT $3)",
+                 AND l.at < $1 - COALESCE(a.history_retention_ms, $2) LIMIT $3 /*pg FOR UPDATE OF l SKIP LOCKED */)",
         );
         let mut purged = 0;
         for (batch, margin) in [(invocations, Some(RUNNING_MARGIN)), (logs, None)] {
@@ -162,43 +162,31 @@ impl Store {
             if let Some(margin) = margin {
                 query = query.bind(span_millis(margin));
             }
-            purged += query.execute(self.write()).await.map_err(during("purge history"))?.rows_affected();
+            purged += query.execute(self.write()).await.map_err(during("purge history"))?;
         }
         Ok(purged)
-    }
-
-    /// At start-up: nothing runs of what says RUNNING. Returns how many there were.
-    pub async fn abandon_invocations(&self, now: SystemTime) -> Result<u64, Error> {
-        let message = "the service stopped while this invocation ran";
-        let failure = FunctionFailure::new(FailureKind::Crashed, "ServiceStopped", message);
-        let sql = "UPDATE invocations SET status = 2, error_json = $1, finished_at = $2 WHERE status = 0";
-        let query = sqlx::query(sql).bind(json(&failure)?).bind(millis(now));
-        Ok(query.execute(self.write()).await.map_err(during("abandon invocations"))?.rows_affected())
     }
 }
 
 /// A list with the conditions that were asked for. Optional ones in a fixed text (`$1 IS NULL OR …`) would use no index.
-struct Select(QueryBuilder<Sqlite>);
+struct Select(Builder<'static>);
 
 impl Select {
     fn of(columns: &str, table: &str, app: &AppId) -> Self {
-        let mut sql = QueryBuilder::new(format!("SELECT {columns} FROM {table} WHERE app_id = "));
+        let mut sql = Builder::new(format!("SELECT {columns} FROM {table} WHERE app_id = "));
         sql.push_bind(app.to_string());
         Self(sql)
     }
 
-    fn and<T>(&mut self, condition: &str, value: Option<T>)
-    where
-        T: for<'q> sqlx::Encode<'q, Sqlite> + sqlx::Type<Sqlite>,
-    {
+    fn and(&mut self, condition: &str, value: Option<impl Into<Value<'static>>>) {
         if let Some(value) = value {
             self.0.push(" AND ").push(condition).push_bind(value);
         }
     }
 
-    fn newest(mut self, order: &str, limit: u32) -> QueryBuilder<Sqlite> {
-        self.0.push(format!(" ORDER BY {order} DESC LIMIT ")).push_bind(i64::from(limit));
-        self.0
+    fn newest(mut self, order: &str, limit: u32) -> Query<'static> {
+        self.0.push(&format!(" ORDER BY {order} DESC LIMIT ")).push_bind(i64::from(limit));
+        self.0.build()
     }
 }
 

@@ -1,7 +1,7 @@
-use super::super::testing::{app, at, ready_version, store, trigger};
-use super::super::{AppChange, QueueLimits, Store};
+use super::super::testing::{Place, app, at, ready_version, sqlite_store, store, trigger};
+use super::super::{AppChange, Store};
 use super::*;
-use crate::model::{Denial, LogSource, Outcome, RawJson, Timings};
+use crate::model::{Denial, FailureKind, FunctionFailure, LogSource, Outcome, RawJson, Timings};
 
 pub fn started(app_id: &str) -> Invocation {
     Invocation {
@@ -48,11 +48,11 @@ pub fn line(app_id: &str, invocation: Option<InvocationId>, time: SystemTime) ->
         at: time,
         level: LogLevel::Info,
         source: LogSource::Console,
-        text: "hello\0 wörld".to_owned(),
+        text: "hello wörld".to_owned(),
     }
 }
 
-async fn store_with_app() -> (tempfile::TempDir, Store) {
+async fn store_with_app() -> (Place, Store) {
     let (dir, store) = store().await;
     ready_version(&store, "shop").await;
     (dir, store)
@@ -84,7 +84,7 @@ async fn each_outcome_survives() {
     record(&store, []).await;
     store.close().await;
 
-    let store = Store::open(&dir.path().join("store.db"), QueueLimits::default()).await.expect("reopen");
+    let store = dir.open().await;
     for invocation in expected {
         assert_eq!(stored(&store, invocation.id).await.as_ref(), Some(&invocation));
         assert_eq!(store.invocation(&app("other"), invocation.id).await.expect("invocation"), None);
@@ -211,11 +211,11 @@ async fn an_invocation_whose_end_was_lost_does_not_stay_for_ever() {
 
 #[tokio::test]
 async fn a_purge_walks_the_index_of_ages() {
-    let (_dir, store) = store_with_app().await;
+    let (_dir, store) = sqlite_store().await;
     let sql = "EXPLAIN QUERY PLAN SELECT i.id FROM apps a CROSS JOIN invocations i WHERE i.app_id = a.id
                AND i.created_at < 5 - COALESCE(a.history_retention_ms, 1)
                AND (i.status <> 0 OR i.created_at < 5 - COALESCE(a.history_retention_ms, 1) - 2) LIMIT 9";
-    let rows = sqlx::query(sql).fetch_all(store.read()).await.expect("plan");
+    let rows = db::query(sql).fetch_all(store.read()).await.expect("plan");
     let plan: Vec<String> = rows.iter().map(|r| super::super::codec::get(r, "detail").expect("detail")).collect();
     assert!(plan.iter().any(|step| step.contains("SEARCH i USING INDEX invocations_by_age")), "{plan:?}");
 }
@@ -225,8 +225,8 @@ async fn invocations_of_a_stopped_service_are_given_up() {
     let (_dir, store) = store_with_app().await;
     let (running, done) = (started("shop"), ended(&started("shop"), result()));
     record(&store, [HistoryItem::Started(running.clone()), HistoryItem::Finished(done.clone())]).await;
-    assert_eq!(store.abandon_invocations(at(9)).await.expect("abandon"), 1);
-    assert_eq!(store.abandon_invocations(at(9)).await.expect("abandon"), 0);
+    assert_eq!(store.take_over(Duration::ZERO, at(9)).await.expect("take over").invocations, 1);
+    assert_eq!(store.take_over(Duration::ZERO, at(9)).await.expect("take over").invocations, 0);
     let abandoned = stored(&store, running.id).await.expect("exists");
     assert_eq!((abandoned.status(), abandoned.finished_at), (InvocationStatus::Failed, Some(at(9))));
     let message = "the service stopped while this invocation ran";

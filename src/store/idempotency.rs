@@ -3,6 +3,7 @@
 use std::time::SystemTime;
 
 use super::codec::millis;
+use super::db;
 use super::{Error, Store, during};
 use crate::model::{AppId, TriggerType};
 
@@ -17,7 +18,7 @@ impl Store {
     ) -> Result<Option<String>, Error> {
         let sql = "SELECT reply FROM replies
                    WHERE app_id = $1 AND trigger_type = $2 AND idempotency_key = $3 AND recorded_at >= $4";
-        let query = sqlx::query_scalar(sql).bind(app.as_str()).bind(trigger.as_str()).bind(key).bind(millis(since));
+        let query = db::query_scalar(sql).bind(app.as_str()).bind(trigger.as_str()).bind(key).bind(millis(since));
         query.fetch_optional(self.read()).await.map_err(during("read a recorded reply"))
     }
 
@@ -31,27 +32,27 @@ impl Store {
         now: SystemTime,
         since: SystemTime,
     ) -> Result<bool, Error> {
-        let query = sqlx::query(
+        let query = db::query(
             "INSERT INTO replies (app_id, trigger_type, idempotency_key, reply, recorded_at)
-             SELECT id, $2, $3, $4, $5 FROM apps WHERE id = $1
+             SELECT id, $2, $3, $4, $5 FROM apps WHERE id = $1 /*pg FOR KEY SHARE */
              ON CONFLICT (app_id, trigger_type, idempotency_key) DO UPDATE
              SET reply = excluded.reply, recorded_at = excluded.recorded_at WHERE replies.recorded_at < $6",
         );
         let query = query.bind(app.as_str()).bind(trigger.as_str()).bind(key);
         let query = query.bind(reply).bind(millis(now)).bind(millis(since));
         let done = query.execute(self.write()).await.map_err(during("record a reply"))?;
-        Ok(done.rows_affected() > 0)
+        Ok(done > 0)
     }
 
     /// Deletes up to `limit` replies recorded before; returns how many.
     pub async fn purge_replies(&self, before: SystemTime, limit: u32) -> Result<u64, Error> {
-        let query = sqlx::query(
+        let query = db::query(
             "DELETE FROM replies WHERE (app_id, trigger_type, idempotency_key) IN (
                  SELECT app_id, trigger_type, idempotency_key FROM replies
-                 WHERE recorded_at < $1 ORDER BY recorded_at LIMIT $2)",
+                 WHERE recorded_at < $1 ORDER BY recorded_at LIMIT $2 /*pg FOR UPDATE SKIP LOCKED */)",
         );
         let query = query.bind(millis(before)).bind(i64::from(limit));
-        Ok(query.execute(self.write()).await.map_err(during("purge replies"))?.rows_affected())
+        Ok(query.execute(self.write()).await.map_err(during("purge replies"))?)
     }
 }
 

@@ -1,8 +1,8 @@
 //! One function's invocations by page number, as the REST API shows them.
 
-use sqlx::Sqlite;
-
 use super::codec::{get, get_unsigned, signed};
+use super::db::{self, Builder};
+use super::history::JSON_BYTES;
 use super::invocation_row::decode_invocation;
 use super::{Error, Store, during};
 use crate::model::{AppId, Invocation, TriggerType};
@@ -12,12 +12,8 @@ pub const COUNTED_MAX: u64 = 100_000;
 
 /// What is left of a row whose JSON would make the page too large.
 const BARE: &str = "rowid AS seq, id, app_id, trigger_type, version, attempt, event_id, '{}' AS event_json, status,
-    NULL AS result_json, NULL AS denied_reason, NULL AS denied_code, NULL AS denied_json, NULL AS error_json, created_at,
-    finished_at, cold_start, queue_us, init_us, run_us, cpu_us, peak_memory_bytes";
-
-const BYTES: &str = "OCTET_LENGTH(event_json) + COALESCE(OCTET_LENGTH(result_json), 0)
-    + COALESCE(OCTET_LENGTH(error_json), 0) + COALESCE(OCTET_LENGTH(denied_json), 0)
-    + COALESCE(OCTET_LENGTH(denied_reason), 0) AS bytes";
+    CAST(NULL AS TEXT) AS result_json, CAST(NULL AS TEXT) AS denied_reason, CAST(NULL AS TEXT) AS denied_code,
+    CAST(NULL AS TEXT) AS denied_json, CAST(NULL AS TEXT) AS error_json, created_at, finished_at, cold_start, queue_us, init_us, run_us, cpu_us, peak_memory_bytes";
 
 /// An invocation on a page.
 #[derive(Debug, Clone, PartialEq)]
@@ -45,20 +41,20 @@ impl Store {
         bytes_max: u64,
     ) -> Result<(Vec<PagedInvocation>, u64), Error> {
         const VERB: &str = "page through invocations";
-        let mut tx = self.read().begin().await.map_err(during(VERB))?; // All statements see the same rows.
+        let mut tx = self.read().begin_read().await.map_err(during(VERB))?; // All statements see the same rows.
         let count = "SELECT COUNT(*) AS total FROM (
-            SELECT 1 FROM invocations WHERE app_id = $1 AND trigger_type = $2 LIMIT $3)";
-        let count = sqlx::query(count).bind(app.as_str()).bind(trigger_type.as_str()).bind(signed(COUNTED_MAX));
-        let total = get_unsigned(&count.fetch_one(&mut *tx).await.map_err(during(VERB))?, "total")?;
+            SELECT 1 FROM invocations WHERE app_id = $1 AND trigger_type = $2 LIMIT $3) AS counted";
+        let count = db::query(count).bind(app.as_str()).bind(trigger_type.as_str()).bind(signed(COUNTED_MAX));
+        let total = get_unsigned(&count.fetch_one(&mut tx).await.map_err(during(VERB))?, "total")?;
         if offset >= total {
             return Ok((Vec::new(), total));
         }
-        let mut sql = sqlx::QueryBuilder::<Sqlite>::new("SELECT rowid AS seq, ");
-        sql.push(BYTES).push(" FROM invocations WHERE app_id = ").push_bind(app.as_str());
+        let mut sql = Builder::new("SELECT rowid AS seq, ");
+        sql.push(JSON_BYTES).push(" AS bytes FROM invocations WHERE app_id = ").push_bind(app.as_str());
         sql.push(" AND trigger_type = ").push_bind(trigger_type.as_str());
         sql.push(if newest_first { " ORDER BY id DESC" } else { " ORDER BY id" });
         sql.push(" LIMIT ").push_bind(i64::from(limit)).push(" OFFSET ").push_bind(signed(offset));
-        let sizes = sql.build().fetch_all(&mut *tx).await.map_err(during(VERB))?;
+        let sizes = sql.build().fetch_all(&mut tx).await.map_err(during(VERB))?;
         let (mut bytes_left, mut page) = (bytes_max, Vec::with_capacity(sizes.len()));
         for size in &sizes {
             let seq: i64 = get(size, "seq")?;
@@ -66,9 +62,9 @@ impl Store {
             // The first is shown whole: a page of one is how to see a large one.
             let bare = left.is_none() && !page.is_empty();
             bytes_left = left.unwrap_or(0);
-            let mut sql = sqlx::QueryBuilder::<Sqlite>::new("SELECT ");
+            let mut sql = Builder::new("SELECT ");
             sql.push(if bare { BARE } else { "*" }).push(" FROM invocations WHERE rowid = ").push_bind(seq);
-            let row = sql.build().fetch_one(&mut *tx).await.map_err(during(VERB))?;
+            let row = sql.build().fetch_one(&mut tx).await.map_err(during(VERB))?;
             let status = u8::try_from(get::<i64>(&row, "status")?).unwrap_or_default();
             page.push(PagedInvocation { seq: seq.unsigned_abs(), invocation: decode_invocation(&row)?, bare, status });
         }

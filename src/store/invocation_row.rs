@@ -1,12 +1,10 @@
 //! An invocation and a log line as rows.
 
-use sqlx::sqlite::SqliteArguments;
-use sqlx::{Sqlite, SqliteConnection};
-
 use super::codec::{
-    Row, corrupt, get, get_micros, get_parsed, get_time, get_u32, get_unsigned, get_version, json, micros, millis,
-    signed, time,
+    corrupt, get, get_micros, get_parsed, get_time, get_u32, get_unsigned, get_version, json, micros, millis, signed,
+    time,
 };
+use super::db::{self, Query, Row, Tx};
 use super::{Error, during};
 use crate::model::{
     Denial, FunctionFailure, Invocation, InvocationStatus, LogLevel, LogLine, LogSource, Outcome, RawJson, Timings,
@@ -18,9 +16,9 @@ macro_rules! insert_invocation {
     () => {
         "INSERT INTO invocations (id, app_id, trigger_type, version, attempt, event_id, event_json, created_at,
              status, result_json, denied_reason, denied_code, denied_json, error_json, finished_at, cold_start,
-             queue_us, init_us, run_us, cpu_us, peak_memory_bytes)
-         SELECT $1, id, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21
-         FROM apps WHERE id = $2 ON CONFLICT (id) DO "
+             queue_us, init_us, run_us, cpu_us, peak_memory_bytes, replica)
+         SELECT $1, id, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22
+         FROM apps WHERE id = $2 /*pg FOR KEY SHARE */ ON CONFLICT (id) DO "
     };
 }
 
@@ -37,29 +35,27 @@ const UPSERT_FINISHED: &str = concat!(
          peak_memory_bytes = excluded.peak_memory_bytes"
 );
 
-pub async fn insert_started(tx: &mut SqliteConnection, invocation: &Invocation) -> Result<(), Error> {
-    insert(tx, INSERT_STARTED, invocation).await
+pub async fn insert_started(tx: &mut Tx, invocation: &Invocation, replica: i64) -> Result<(), Error> {
+    insert(tx, INSERT_STARTED, invocation, replica).await
 }
 
-pub async fn upsert_finished(tx: &mut SqliteConnection, invocation: &Invocation) -> Result<(), Error> {
-    insert(tx, UPSERT_FINISHED, invocation).await
+pub async fn upsert_finished(tx: &mut Tx, invocation: &Invocation, replica: i64) -> Result<(), Error> {
+    insert(tx, UPSERT_FINISHED, invocation, replica).await
 }
 
-async fn insert(tx: &mut SqliteConnection, sql: &'static str, i: &Invocation) -> Result<(), Error> {
-    let query = sqlx::query(sql).bind(i.id.to_string()).bind(i.app.as_str()).bind(i.trigger_type.as_str());
+async fn insert(tx: &mut Tx, sql: &'static str, i: &Invocation, replica: i64) -> Result<(), Error> {
+    let query = db::query(sql).bind(i.id.to_string()).bind(i.app.as_str()).bind(i.trigger_type.as_str());
     let query = query.bind(signed(i.version.0)).bind(i64::from(i.attempt)).bind(i.event_id.map(|id| id.to_string()));
     let query = query.bind(i.event.as_str()).bind(millis(i.created_at)).bind(status_code(i.status()));
     let query = bind_outcome(query, i.outcome.as_ref())?;
     let query = query.bind(i.finished_at.map(millis)).bind(i.cold_start).bind(micros(i.timings.queue));
     let query = query.bind(micros(i.timings.init)).bind(micros(i.timings.run)).bind(micros(i.cpu_time));
-    let query = query.bind(signed(i.peak_memory_bytes));
+    let query = query.bind(signed(i.peak_memory_bytes)).bind(replica);
     query.execute(tx).await.map(|_| ()).map_err(during("record an invocation"))
 }
 
-type Query = sqlx::query::Query<'static, Sqlite, SqliteArguments>;
-
 /// Result, the three columns of a denial, error.
-fn bind_outcome(query: Query, outcome: Option<&Outcome>) -> Result<Query, Error> {
+fn bind_outcome<'q>(query: Query<'q>, outcome: Option<&'q Outcome>) -> Result<Query<'q>, Error> {
     let (result, denial, error) = match outcome {
         None => (None, None, None),
         Some(Outcome::Result(result)) => (Some(result.as_str()), None, None),
@@ -70,10 +66,10 @@ fn bind_outcome(query: Query, outcome: Option<&Outcome>) -> Result<Query, Error>
     Ok(query.bind(denial.and_then(|d| d.data.as_ref()).map(RawJson::as_str)).bind(error))
 }
 
-pub async fn insert_log(tx: &mut SqliteConnection, line: &LogLine) -> Result<(), Error> {
-    let query = sqlx::query(
+pub async fn insert_log(tx: &mut Tx, line: &LogLine) -> Result<(), Error> {
+    let query = db::query(
         "INSERT INTO logs (app_id, version, trigger_type, invocation_id, at, level, source, text)
-         SELECT id, $2, $3, $4, $5, $6, $7, $8 FROM apps WHERE id = $1",
+         SELECT id, $2, $3, $4, $5, $6, $7, $8 FROM apps WHERE id = $1 /*pg FOR KEY SHARE */",
     );
     let query = query.bind(line.app.as_str()).bind(signed(line.version.0));
     let query = query.bind(line.trigger_type.as_ref().map(TriggerType::as_str));

@@ -1,14 +1,16 @@
 //! The durable truth: apps, versions, queued events, history. Every transaction of the service lives here.
 //!
-//! SQLite has one writer, so there is one writing connection, and each transaction on it begins with `BEGIN IMMEDIATE`: a
-//! transaction that reads first and writes later would fail at once, whatever the busy timeout. Readers have connections
-//! of their own that cannot write. Callers speak [`crate::model`]; no SQL type leaves this module, no proto type enters.
+//! It is a file of SQLite's, for one service, or a database of PostgreSQL's, for many replicas; [`db`] is what they differ in. SQLite
+//! has one writer, so there is one writing connection, and readers have connections of their own that cannot write. Callers speak
+//! [`crate::model`]; no SQL type leaves this module, no proto type enters.
 //!
 //! Start reading at [`Store::open`], then [`queue`], where the promises about events are kept.
 
 mod apps;
+mod changes;
 mod codec;
 mod credentials;
+mod db;
 mod functions;
 mod history;
 mod idempotency;
@@ -16,26 +18,30 @@ mod invocation_page;
 mod invocation_row;
 mod open;
 mod queue;
+mod replicas;
 #[cfg(test)]
 pub mod testing;
 mod versions;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-
-use sqlx::{Sqlite, SqlitePool, Transaction};
+use std::sync::atomic::AtomicI64;
 
 use crate::model::AppId;
+use db::{Pool, Tx};
 
-pub use apps::{App, AppChange};
+pub use apps::{Activation, ActiveVersion, App, AppChange};
+pub use changes::{Change, Changes};
 pub use credentials::{CreateCredential, Secret256};
 pub use functions::{FunctionRecord, FunctionVersionRecord, Sources};
 pub use history::{HistoryItem, InvocationFilter, LogFilter, LogPosition};
 pub use invocation_page::{COUNTED_MAX, PagedInvocation};
+pub use open::{Database, Postgres};
 pub use queue::{
     AttemptEnd, AttemptRecord, ClaimId, ClaimedEvent, DeadReason, Disposition, Due, Enqueued, EventRecord, Letters,
     Moved, NewEvent, QueueFigures, QueueLimits,
 };
+pub use replicas::TakenOver;
 pub use versions::{BeginError, DeleteVersion, NewVersion, PublishKey};
 
 /// What can go wrong here. Cheap to clone: one failed transaction may be the answer to many callers.
@@ -45,15 +51,17 @@ pub enum Error {
     Database { verb: &'static str, source: Arc<sqlx::Error> },
     #[error("open {}: {source}", path.display())]
     File { path: PathBuf, source: Arc<std::io::Error> },
-    #[error("{} is not a chatfn database: move it away, or let the store use another file", .0.display())]
-    NotADatabase(PathBuf),
+    #[error("reach {database}: {source}")]
+    Unreachable { database: String, source: Arc<sqlx::Error> },
+    #[error("{0} is not a chatfn database: move it away, or let the store use another one")]
+    NotADatabase(String),
     #[error(
-        "{} was written by a newer chatfn (migration {migration} is unknown to this one): \
-         run that chatfn, or restore the backup made before the upgrade", path.display()
+        "{database} was written by a newer chatfn (migration {migration} is unknown to this one): \
+         run that chatfn, or restore the backup made before the upgrade"
     )]
-    Newer { path: PathBuf, migration: i64 },
-    #[error("bring {} up to date: {problem}", path.display())]
-    Migration { path: PathBuf, problem: String },
+    Newer { database: String, migration: i64 },
+    #[error("bring {database} up to date: {problem}")]
+    Migration { database: String, problem: String },
     /// A row that does not decode: the file was changed by something else.
     #[error("the store holds a row that does not decode: {0}")]
     Corrupt(String),
@@ -75,10 +83,13 @@ pub struct Store {
 }
 
 struct Inner {
-    /// One connection: SQLite has one writer.
-    write: SqlitePool,
-    read: SqlitePool,
+    /// Of SQLite one connection.
+    write: Pool,
+    /// Of PostgreSQL the same as `write`.
+    read: Pool,
     queue: queue::Writer,
+    /// Who we are among the [`replicas`].
+    replica: Arc<AtomicI64>,
 }
 
 impl Store {
@@ -96,27 +107,43 @@ impl Store {
         self.inner.queue.batches()
     }
 
+    /// Whether other replicas may use it at the same time.
+    pub fn is_shared(&self) -> bool {
+        self.read().is_postgres()
+    }
+
+    /// Counts anew what waits: other replicas queue and finish events, too.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub async fn recount(&self) -> Result<(), Error> {
+        self.inner.queue.recount(self.read()).await
+    }
+
     /// Gives up to a thousand free pages back to the file system: call it now and then after a purge.
     ///
     /// # Errors
     /// The database refuses.
     pub async fn shrink(&self) -> Result<(), Error> {
-        let done = sqlx::query("PRAGMA incremental_vacuum(1000)").execute(self.write()).await;
+        if self.write().is_postgres() {
+            return Ok(()); // Its autovacuum does.
+        }
+        let done = db::query("PRAGMA incremental_vacuum(1000)").execute(self.write()).await;
         done.map(|_| ()).map_err(during("shrink the store"))
     }
 
-    fn read(&self) -> &SqlitePool {
+    fn read(&self) -> &Pool {
         &self.inner.read
     }
 
     /// For single statements, which are transactions by themselves. One with RETURNING has to be fetched to its end
     /// (`fetch_all`): only then is it known to be committed.
-    fn write(&self) -> &SqlitePool {
+    fn write(&self) -> &Pool {
         &self.inner.write
     }
 
-    async fn begin(&self, verb: &'static str) -> Result<Transaction<'static, Sqlite>, Error> {
-        self.write().begin_with("BEGIN IMMEDIATE").await.map_err(during(verb))
+    async fn begin(&self, verb: &'static str) -> Result<Tx, Error> {
+        self.write().begin().await.map_err(during(verb))
     }
 }
 
@@ -142,9 +169,9 @@ mod tests {
         }
         let (_dir, store) = store().await;
         let (id, one) = (app("shop"), VersionNumber(1));
-        is_send(Store::open("x".as_ref(), QueueLimits::default()));
+        is_send(Store::open(std::path::Path::new("x"), QueueLimits::default()));
         is_send(store.begin_version(building("shop")));
-        is_send(store.finish_version(&built(&building("shop"), one), &Default::default(), true, None));
+        is_send(store.finish_version(&built(&building("shop"), one), &Default::default(), None, None));
         is_send(store.list_apps(None, 1));
         is_send(store.delete_app(&id));
         is_send(store.delete_version(&id, one));

@@ -1,16 +1,71 @@
 //! What the tests of this module share: a real file and rows to fill it with.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tempfile::TempDir;
 
-use super::{NewEvent, NewVersion, QueueLimits, Store};
+use super::db::{self, Builder, each};
+use super::{Database, NewEvent, NewVersion, Postgres, QueueLimits, Store};
 use crate::model::{
     AppId, FailurePolicy, Function, Limits, RawJson, RetryPolicy, TriggerType, Version, VersionNumber, VersionState,
 };
 
-pub async fn store() -> (TempDir, Store) {
+/// The server of PostgreSQL that the tests of the store are to run on, each in a database of its own. Unset: they run on SQLite.
+pub const SERVER: &str = "CHATFN_TEST_POSTGRES";
+
+/// A test's own database; a file of SQLite's goes with it.
+pub struct Place {
+    dir: TempDir,
+    url: Option<String>,
+}
+
+impl Place {
+    /// An empty one, on the engine that this run of the tests is for.
+    pub async fn new() -> Self {
+        let url = match std::env::var(SERVER) {
+            Ok(server) => Some(create_database(&server).await),
+            Err(_) => None,
+        };
+        Self { dir: tempfile::tempdir().expect("tempdir"), url }
+    }
+
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub fn database(&self) -> Database {
+        match &self.url {
+            Some(url) => Database::Postgres(Postgres::new(url, 4, Duration::from_secs(10)).expect("a URL")),
+            None => Database::Sqlite(self.path().join("store.db")),
+        }
+    }
+
+    pub async fn open(&self) -> Store {
+        Store::open(self.database(), QueueLimits::default()).await.expect("open")
+    }
+}
+
+async fn create_database(server: &str) -> String {
+    let name = format!("test_{}", uuid::Uuid::new_v4().simple());
+    let server = sqlx::PgPool::connect(server).await.expect("the tests' server of PostgreSQL");
+    let create = sqlx::AssertSqlSafe(format!("CREATE DATABASE {name}"));
+    sqlx::query(create).execute(&server).await.expect("create a database");
+    server.close().await;
+    let mut url: url::Url = std::env::var(SERVER).expect("set").parse().expect("a URL");
+    url.set_path(&name);
+    url.into()
+}
+
+pub async fn store() -> (Place, Store) {
+    let place = Place::new().await;
+    let store = place.open().await;
+    (place, store)
+}
+
+/// For what only a file can show.
+pub async fn sqlite_store() -> (TempDir, Store) {
     let dir = tempfile::tempdir().expect("tempdir");
     let store = Store::open(&dir.path().join("store.db"), QueueLimits::default()).await.expect("open");
     (dir, store)
@@ -81,7 +136,7 @@ pub async fn ready_version(store: &Store, app_id: &str) -> Version {
     let new = building(app_id);
     let number = store.begin_version(new.clone()).await.expect("begin");
     let version = built(&new, number);
-    store.finish_version(&version, &Default::default(), true, None).await.expect("finish");
+    store.finish_version(&version, &Default::default(), Some(at(0)), None).await.expect("finish");
     version
 }
 
@@ -103,13 +158,17 @@ pub fn event(app_id: &str) -> NewEvent {
 
 /// Rows in every table that belongs to apps.
 pub async fn row_counts(store: &Store) -> Vec<(String, i64)> {
-    let tables = "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE '\\_%' ESCAPE '\\'
-                  AND name NOT LIKE 'sqlite%' AND name <> 'service_keys' ORDER BY name";
-    let tables: Vec<String> = sqlx::query_scalar(tables).fetch_all(store.read()).await.expect("tables");
+    let tables = each(
+        "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE '\\_%' ESCAPE '\\'
+             AND name NOT LIKE 'sqlite%' AND name NOT IN ('service_keys', 'replicas') ORDER BY name",
+        "SELECT CAST(tablename AS TEXT) FROM pg_tables WHERE schemaname = CURRENT_SCHEMA()
+             AND tablename NOT IN ('_sqlx_migrations', 'service_keys', 'replicas') ORDER BY tablename",
+    );
+    let tables: Vec<String> = db::query_scalar(tables).fetch_all(store.read()).await.expect("tables");
     let mut counts = Vec::new();
     for table in tables {
-        let sql = sqlx::AssertSqlSafe(format!("SELECT COUNT(*) FROM {table}"));
-        counts.push((table, sqlx::query_scalar(sql).fetch_one(store.read()).await.expect("count")));
+        let count = Builder::new(format!("SELECT COUNT(*) FROM {table}")).build().scalar();
+        counts.push((table, count.fetch_one(store.read()).await.expect("count")));
     }
     counts
 }

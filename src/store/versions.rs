@@ -1,12 +1,11 @@
 //! Versions: numbered when their build begins, immutable when it ends.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::SystemTime;
 
-use sqlx::{Sqlite, Transaction};
-
-use super::codec::{
-    Row, corrupt, get, get_json, get_parsed, get_time, get_unsigned, get_version, json, millis, signed,
-};
+use super::apps::{self, Activation};
+use super::codec::{corrupt, get, get_json, get_parsed, get_time, get_unsigned, get_version, json, millis, signed};
+use super::db::{self, Row, Tx};
 use super::functions::{self, Sources};
 use super::{Error, Store, during};
 use crate::model::{AppId, Version, VersionNumber, VersionState};
@@ -65,23 +64,24 @@ impl Store {
         const VERB: &str = "begin a version";
         let app = &new.version.app;
         let mut tx = self.begin(VERB).await?;
-        check_base(&mut tx, app, new.base, VersionNumber(0)).await?;
-        let create = sqlx::query(
+        let create = db::query(
             "INSERT INTO apps (id, last_version, created_at, description) VALUES ($1, 0, $2, '')
              ON CONFLICT (id) DO NOTHING",
         );
         let create = create.bind(app.as_str()).bind(millis(new.version.created_at));
-        create.execute(&mut *tx).await.map_err(during(VERB))?;
+        create.execute(&mut tx).await.map_err(during(VERB))?;
+        tx.lock_app(app.as_str()).await.map_err(during(VERB))?;
+        check_base(&mut tx, app, new.base, VersionNumber(0)).await?;
         let count = "UPDATE apps SET last_version = last_version + 1 WHERE id = $1 RETURNING last_version";
-        let row = sqlx::query(count).bind(app.as_str()).fetch_one(&mut *tx).await.map_err(during(VERB))?;
+        let row = db::query(count).bind(app.as_str()).fetch_one(&mut tx).await.map_err(during(VERB))?;
         let number = get_version(&row, "last_version")?;
-        insert(&mut tx, &new, number).await?;
+        insert(&mut tx, &new, number, self.replica()).await?;
         tx.commit().await.map_err(during(VERB))?;
         Ok(number)
     }
 
-    /// Makes a BUILDING version READY, with all its fields but `created_at`, and lets it serve if `activate`. Its functions
-    /// whose settings or sources are new get versions of their own.
+    /// Makes a BUILDING version READY, with all its fields but `created_at`, and lets it serve from now if `activate` says when that is.
+    /// Its functions whose settings or sources are new get versions of their own.
     ///
     /// # Errors
     /// `base` is not the newest READY version beside this one; then it stays BUILDING, to be failed by the caller.
@@ -89,22 +89,23 @@ impl Store {
         &self,
         version: &Version,
         sources: &Sources,
-        activate: bool,
+        activate: Option<SystemTime>,
         base: Option<VersionNumber>,
-    ) -> Result<(), BeginError> {
+    ) -> Result<Option<Activation>, BeginError> {
         const VERB: &str = "finish a version";
         let mut tx = self.begin(VERB).await?;
+        tx.lock_app(version.app.as_str()).await.map_err(during(VERB))?;
         check_base(&mut tx, &version.app, base, version.number).await?;
         if !set_ready(&mut tx, version).await? {
             return Err(BeginError::NotBuilding(version.number));
         }
         functions::record(&mut tx, version, sources).await?;
-        if activate {
-            let query = sqlx::query("UPDATE apps SET active_version = $2 WHERE id = $1");
-            let query = query.bind(version.app.as_str()).bind(signed(version.number.0));
-            query.execute(&mut *tx).await.map_err(during(VERB))?;
-        }
-        Ok(tx.commit().await.map_err(during(VERB))?)
+        let activation = match activate {
+            Some(now) => apps::activate(&mut tx, &version.app, version.number, now).await?,
+            None => None,
+        };
+        tx.commit().await.map_err(during(VERB))?;
+        Ok(activation)
     }
 
     /// Marks a BUILDING version as FAILED, and forgets its secrets; any other stays as it is.
@@ -112,29 +113,33 @@ impl Store {
         const VERB: &str = "fail a version";
         let mut tx = self.begin(VERB).await?;
         let sql = "UPDATE versions SET state = 2, failure = $3 WHERE app_id = $1 AND number = $2 AND state = 0";
-        let query = sqlx::query(sql).bind(app.as_str()).bind(signed(number.0)).bind(failure);
-        let failed = query.execute(&mut *tx).await.map_err(during(VERB))?;
-        if failed.rows_affected() > 0 {
-            let query = sqlx::query("DELETE FROM environments WHERE app_id = $1 AND version = $2");
+        let query = db::query(sql).bind(app.as_str()).bind(signed(number.0)).bind(failure);
+        let failed = query.execute(&mut tx).await.map_err(during(VERB))?;
+        if failed > 0 {
+            let query = db::query("DELETE FROM environments WHERE app_id = $1 AND version = $2");
             let query = query.bind(app.as_str()).bind(signed(number.0));
-            query.execute(&mut *tx).await.map_err(during(VERB))?;
+            query.execute(&mut tx).await.map_err(during(VERB))?;
         }
         tx.commit().await.map_err(during(VERB))
     }
 
-    /// Lets a version serve; false where it is not READY.
-    pub async fn activate_version(&self, app: &AppId, number: VersionNumber) -> Result<bool, Error> {
-        let query = sqlx::query(
-            "UPDATE apps SET active_version = $2 WHERE id = $1
-             AND EXISTS (SELECT 1 FROM versions WHERE app_id = $1 AND number = $2 AND state = 1)",
-        );
-        let query = query.bind(app.as_str()).bind(signed(number.0));
-        let changed = query.execute(self.write()).await.map_err(during("activate a version"))?;
-        Ok(changed.rows_affected() > 0)
+    /// Lets a version serve; `None` where it is not READY.
+    pub async fn activate_version(
+        &self,
+        app: &AppId,
+        number: VersionNumber,
+        now: SystemTime,
+    ) -> Result<Option<Activation>, Error> {
+        const VERB: &str = "activate a version";
+        let mut tx = self.begin(VERB).await?;
+        tx.lock_app(app.as_str()).await.map_err(during(VERB))?; // Else it could be deleted meanwhile.
+        let activation = apps::activate(&mut tx, app, number, now).await?;
+        tx.commit().await.map_err(during(VERB))?;
+        Ok(activation)
     }
 
     pub async fn version(&self, app: &AppId, number: VersionNumber) -> Result<Option<Version>, Error> {
-        let query = sqlx::query("SELECT * FROM versions WHERE app_id = $1 AND number = $2");
+        let query = db::query("SELECT * FROM versions WHERE app_id = $1 AND number = $2");
         let query = query.bind(app.as_str()).bind(signed(number.0));
         let row = query.fetch_optional(self.read()).await.map_err(during("read a version"))?;
         row.as_ref().map(decode).transpose()
@@ -143,7 +148,7 @@ impl Store {
     /// The newest READY one; 0: there is none.
     pub async fn newest_version(&self, app: &AppId) -> Result<VersionNumber, Error> {
         let sql = "SELECT COALESCE(MAX(number), 0) AS newest FROM versions WHERE app_id = $1 AND state = 1";
-        let query = sqlx::query(sql).bind(app.as_str());
+        let query = db::query(sql).bind(app.as_str());
         get_version(&query.fetch_one(self.read()).await.map_err(during("find the newest version"))?, "newest")
     }
 
@@ -156,7 +161,7 @@ impl Store {
     ) -> Result<Vec<Version>, Error> {
         let sql = "SELECT * FROM versions WHERE app_id = $1 AND number < $2 ORDER BY number DESC LIMIT $3";
         let before = before.map_or(i64::MAX, |number| signed(number.0));
-        let query = sqlx::query(sql).bind(app.as_str()).bind(before).bind(i64::from(limit));
+        let query = db::query(sql).bind(app.as_str()).bind(before).bind(i64::from(limit));
         query.fetch_all(self.read()).await.map_err(during("list versions"))?.iter().map(decode).collect()
     }
 
@@ -168,14 +173,14 @@ impl Store {
         (offset, limit): (u64, u32),
     ) -> Result<(Vec<Version>, u64), Error> {
         const VERB: &str = "page through versions";
-        let count = sqlx::query("SELECT COUNT(*) AS total FROM versions WHERE app_id = $1").bind(app.as_str());
+        let count = db::query("SELECT COUNT(*) AS total FROM versions WHERE app_id = $1").bind(app.as_str());
         let total = count.fetch_one(self.read()).await.map_err(during(VERB))?;
         let sql = if newest_first {
             "SELECT * FROM versions WHERE app_id = $1 ORDER BY number DESC LIMIT $2 OFFSET $3"
         } else {
             "SELECT * FROM versions WHERE app_id = $1 ORDER BY number LIMIT $2 OFFSET $3"
         };
-        let query = sqlx::query(sql).bind(app.as_str()).bind(i64::from(limit)).bind(signed(offset));
+        let query = db::query(sql).bind(app.as_str()).bind(i64::from(limit)).bind(signed(offset));
         let rows = query.fetch_all(self.read()).await.map_err(during(VERB))?;
         Ok((rows.iter().map(decode).collect::<Result<_, _>>()?, get_unsigned(&total, "total")?))
     }
@@ -188,14 +193,14 @@ impl Store {
     ) -> Result<Option<VersionNumber>, Error> {
         let sql = "SELECT number FROM versions WHERE app_id = $1 AND number < $2 AND state = 1
                    ORDER BY number DESC LIMIT 1";
-        let query = sqlx::query(sql).bind(app.as_str()).bind(signed(number.0));
+        let query = db::query(sql).bind(app.as_str()).bind(signed(number.0));
         let row = query.fetch_optional(self.read()).await.map_err(during("find the version before"))?;
         row.map(|row| get_version(&row, "number")).transpose()
     }
 
     /// Secrets, by name; empty where there is no such version.
     pub async fn environment(&self, app: &AppId, number: VersionNumber) -> Result<BTreeMap<String, String>, Error> {
-        let query = sqlx::query("SELECT name, value FROM environments WHERE app_id = $1 AND version = $2");
+        let query = db::query("SELECT name, value FROM environments WHERE app_id = $1 AND version = $2");
         let query = query.bind(app.as_str()).bind(signed(number.0));
         let rows = query.fetch_all(self.read()).await.map_err(during("read an environment"))?;
         rows.iter().map(|row| Ok((get(row, "name")?, get(row, "value")?))).collect()
@@ -219,12 +224,13 @@ impl Store {
     /// Deletes a version that nothing needs any more. Finished events and dead letters do not need theirs.
     pub async fn delete_version(&self, app: &AppId, number: VersionNumber) -> Result<DeleteVersion, Error> {
         let mut tx = self.begin(DELETE).await?;
+        tx.lock_app(app.as_str()).await.map_err(during(DELETE))?;
         if let Some(kept) = kept_by(&mut tx, app, number).await? {
             return Ok(kept);
         }
-        let query = sqlx::query("DELETE FROM versions WHERE app_id = $1 AND number = $2");
+        let query = db::query("DELETE FROM versions WHERE app_id = $1 AND number = $2");
         let query = query.bind(app.as_str()).bind(signed(number.0));
-        query.execute(&mut *tx).await.map_err(during(DELETE))?;
+        query.execute(&mut tx).await.map_err(during(DELETE))?;
         functions::forget_unused(&mut tx, app).await?;
         tx.commit().await.map_err(during(DELETE))?;
         Ok(DeleteVersion::Deleted)
@@ -249,30 +255,13 @@ impl Store {
         self.in_use("SELECT DISTINCT digest FROM versions WHERE app_id = $1 AND state < 2 AND digest <> ''", app).await
     }
 
-    /// At start-up: nobody is building what says BUILDING. Returns how many there were.
-    pub async fn abandon_builds(&self) -> Result<u64, Error> {
-        const VERB: &str = "abandon builds";
-        let failure = "the service stopped while this version was being built";
-        let mut tx = self.begin(VERB).await?;
-        let query = sqlx::query("UPDATE versions SET state = 2, failure = $1 WHERE state = 0").bind(failure);
-        let abandoned = query.execute(&mut *tx).await.map_err(during(VERB))?.rows_affected();
-        // Their secrets go with them.
-        let query = sqlx::query(
-            "DELETE FROM environments WHERE EXISTS (SELECT 1 FROM versions v WHERE v.app_id = environments.app_id
-             AND v.number = environments.version AND v.state = 2)",
-        );
-        query.execute(&mut *tx).await.map_err(during(VERB))?;
-        tx.commit().await.map_err(during(VERB))?;
-        Ok(abandoned)
-    }
-
     async fn newest(&self, sql: &'static str, app: &AppId, key: &str) -> Result<Option<Row>, Error> {
-        let query = sqlx::query(sql).bind(app.as_str()).bind(key);
+        let query = db::query(sql).bind(app.as_str()).bind(key);
         query.fetch_optional(self.read()).await.map_err(during("find a version"))
     }
 
     async fn in_use(&self, sql: &'static str, app: &AppId) -> Result<BTreeSet<String>, Error> {
-        let names: Vec<String> = sqlx::query_scalar(sql)
+        let names: Vec<String> = db::query_scalar(sql)
             .bind(app.as_str())
             .fetch_all(self.read())
             .await
@@ -281,19 +270,17 @@ impl Store {
     }
 }
 
-type Tx = Transaction<'static, Sqlite>;
-
 const DELETE: &str = "delete a version";
 
 async fn kept_by(tx: &mut Tx, app: &AppId, number: VersionNumber) -> Result<Option<DeleteVersion>, Error> {
-    let query = sqlx::query(
+    let query = db::query(
         "SELECT v.state, COALESCE(a.active_version = v.number, FALSE) AS active, (
              SELECT COUNT(*) FROM events e WHERE e.app_id = v.app_id AND e.state IN (0, 1, 5, 6, 7) AND e.version = v.number
          ) AS events
          FROM versions v JOIN apps a ON a.id = v.app_id WHERE v.app_id = $1 AND v.number = $2",
     );
     let query = query.bind(app.as_str()).bind(signed(number.0));
-    let Some(row) = query.fetch_optional(&mut **tx).await.map_err(during(DELETE))? else {
+    let Some(row) = query.fetch_optional(&mut *tx).await.map_err(during(DELETE))? else {
         return Ok(Some(DeleteVersion::NotFound));
     };
     if get::<bool>(&row, "active")? {
@@ -312,22 +299,22 @@ async fn check_base(
     except: VersionNumber,
 ) -> Result<(), BeginError> {
     let Some(base) = base else { return Ok(()) };
-    let query = sqlx::query(
+    let query = db::query(
         "SELECT COALESCE(MAX(number), 0) AS newest FROM versions WHERE app_id = $1 AND state = 1 AND number <> $2",
     );
     let query = query.bind(app.as_str()).bind(signed(except.0));
-    let row = query.fetch_one(&mut **tx).await.map_err(during("check the base version"))?;
+    let row = query.fetch_one(&mut *tx).await.map_err(during("check the base version"))?;
     let newest = get_version(&row, "newest")?;
     if newest == base { Ok(()) } else { Err(BeginError::BaseMoved { newest }) }
 }
 
-async fn insert(tx: &mut Tx, new: &NewVersion, number: VersionNumber) -> Result<(), Error> {
+async fn insert(tx: &mut Tx, new: &NewVersion, number: VersionNumber, replica: i64) -> Result<(), Error> {
     let v = &new.version;
-    let query = sqlx::query(
+    let query = db::query(
         "INSERT INTO versions (app_id, number, state, digest, functions_json, dependencies_json,
              environment_names_json, limits_json, node_version, layer, layer_size_bytes, size_bytes,
-             has_initialization_script, created_at, failure, deps_digest, publish_key, publish_digest)
-         VALUES ($1, $2, 0, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, '', $14, $15, $16)",
+             has_initialization_script, created_at, failure, deps_digest, publish_key, publish_digest, replica)
+         VALUES ($1, $2, 0, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, '', $14, $15, $16, $17)",
     );
     let query = query.bind(v.app.as_str()).bind(signed(number.0)).bind(&v.digest);
     let query = query.bind(json(&v.functions)?).bind(json(&v.dependencies)?).bind(json(&v.environment_names)?);
@@ -335,19 +322,20 @@ async fn insert(tx: &mut Tx, new: &NewVersion, number: VersionNumber) -> Result<
     let query = query.bind(&v.layer).bind(signed(v.layer_size_bytes)).bind(signed(v.size_bytes));
     let query = query.bind(v.has_initialization_script).bind(millis(v.created_at));
     let key = new.publish_key.as_ref();
-    let query = query.bind(&new.deps_digest).bind(key.map(|key| &key.key)).bind(key.map(|key| &key.digest));
-    query.execute(&mut **tx).await.map_err(during("insert a version"))?;
+    let query =
+        query.bind(&new.deps_digest).bind(key.map(|key| &key.key)).bind(key.map(|key| &key.digest)).bind(replica);
+    query.execute(&mut *tx).await.map_err(during("insert a version"))?;
     for (name, value) in &new.environment {
         let sql = "INSERT INTO environments (app_id, version, name, value) VALUES ($1, $2, $3, $4)";
-        let query = sqlx::query(sql).bind(v.app.as_str()).bind(signed(number.0)).bind(name).bind(value);
-        query.execute(&mut **tx).await.map_err(during("insert an environment"))?;
+        let query = db::query(sql).bind(v.app.as_str()).bind(signed(number.0)).bind(name).bind(value);
+        query.execute(&mut *tx).await.map_err(during("insert an environment"))?;
     }
     Ok(())
 }
 
 /// False where the version is not BUILDING.
 async fn set_ready(tx: &mut Tx, v: &Version) -> Result<bool, Error> {
-    let query = sqlx::query(
+    let query = db::query(
         "UPDATE versions SET state = 1, digest = $3, functions_json = $4, dependencies_json = $5,
              environment_names_json = $6, limits_json = $7, node_version = $8, layer = $9, layer_size_bytes = $10,
              size_bytes = $11, has_initialization_script = $12
@@ -358,8 +346,8 @@ async fn set_ready(tx: &mut Tx, v: &Version) -> Result<bool, Error> {
     let query = query.bind(json(&v.limits)?).bind(&v.node_version);
     let query = query.bind(&v.layer).bind(signed(v.layer_size_bytes)).bind(signed(v.size_bytes));
     let query = query.bind(v.has_initialization_script);
-    let changed = query.execute(&mut **tx).await.map_err(during("make a version ready"))?;
-    Ok(changed.rows_affected() > 0)
+    let changed = query.execute(&mut *tx).await.map_err(during("make a version ready"))?;
+    Ok(changed > 0)
 }
 
 fn decode(row: &Row) -> Result<Version, Error> {

@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use super::super::testing::{app, at, building, built, event, ready_version, store};
 use super::super::{Disposition, Store};
 use super::*;
@@ -23,23 +25,23 @@ async fn a_version_is_kept_from_its_beginning_to_its_end() {
     let stored = store.version(&app("shop"), number).await.expect("version");
     assert_eq!(stored, Some(Version { number, ..new.version.clone() }));
     assert_eq!(active(&store).await, None);
-    assert!(!store.activate_version(&app("shop"), number).await.expect("activate"), "not READY");
+    assert!(store.activate_version(&app("shop"), number, at(0)).await.expect("activate").is_none(), "not READY");
 
     let version = built(&new, number);
-    store.finish_version(&version, &Default::default(), false, None).await.expect("finish");
+    store.finish_version(&version, &Default::default(), None, None).await.expect("finish");
     assert_eq!(store.version(&app("shop"), number).await.expect("version"), Some(version.clone()));
     assert_eq!(active(&store).await, None, "was not asked to serve");
-    assert!(store.activate_version(&app("shop"), number).await.expect("activate"));
+    assert!(store.activate_version(&app("shop"), number, at(0)).await.expect("activate").is_some());
     assert_eq!(active(&store).await, Some(1));
     assert_eq!(store.environment(&app("shop"), number).await.expect("environment"), new.environment);
     assert!(store.environment(&app("shop"), VersionNumber(2)).await.expect("environment").is_empty());
 
-    let again = store.finish_version(&version, &Default::default(), true, None).await;
+    let again = store.finish_version(&version, &Default::default(), Some(at(0)), None).await;
     assert!(matches!(again, Err(BeginError::NotBuilding(VersionNumber(1)))));
     store.fail_version(&app("shop"), number, "too late").await.expect("fail");
     assert_eq!(state(&store, 1).await, VersionState::Ready, "never leaves READY");
-    assert!(!store.activate_version(&app("shop"), VersionNumber(9)).await.expect("activate"));
-    assert!(!store.activate_version(&app("none"), number).await.expect("activate"));
+    assert!(store.activate_version(&app("shop"), VersionNumber(9), at(0)).await.expect("activate").is_none());
+    assert!(store.activate_version(&app("none"), number, at(0)).await.expect("activate").is_none());
 }
 
 #[tokio::test]
@@ -53,17 +55,18 @@ async fn a_base_that_moved_is_refused_at_both_ends() {
     let first = begin(&store, &on(0)).await;
     let second = begin(&store, &on(0)).await; // The first is not READY yet.
     store
-        .finish_version(&built(&on(0), second), &Default::default(), true, Some(VersionNumber(0)))
+        .finish_version(&built(&on(0), second), &Default::default(), Some(at(0)), Some(VersionNumber(0)))
         .await
         .expect("finish");
-    let late = store.finish_version(&built(&on(0), first), &Default::default(), true, Some(VersionNumber(0))).await;
+    let late =
+        store.finish_version(&built(&on(0), first), &Default::default(), Some(at(0)), Some(VersionNumber(0))).await;
     assert!(matches!(late, Err(BeginError::BaseMoved { newest }) if newest == second));
     assert_eq!((state(&store, 1).await, active(&store).await), (VersionState::Building, Some(2)));
 
     assert!(matches!(store.begin_version(on(0)).await, Err(BeginError::BaseMoved { newest }) if newest == second));
     let third = begin(&store, &on(2)).await;
     assert_eq!(third, VersionNumber(3), "refused ones take no number");
-    store.finish_version(&built(&on(2), third), &Default::default(), true, Some(second)).await.expect("finish");
+    store.finish_version(&built(&on(2), third), &Default::default(), Some(at(0)), Some(second)).await.expect("finish");
 }
 
 #[tokio::test]
@@ -139,10 +142,10 @@ async fn the_newest_ready_version_is_found_by_key_and_by_dependencies() {
     let by_key = async |id| store.version_by_publish_key(&app(id), "k").await.expect("find");
     assert_eq!(by_key("shop").await, None);
     assert!(store.layers_in_use(&app("shop")).await.expect("layers").is_empty());
-    store.finish_version(&built(&keyed, first), &Default::default(), true, None).await.expect("finish");
+    store.finish_version(&built(&keyed, first), &Default::default(), Some(at(0)), None).await.expect("finish");
     let second = begin(&store, &keyed).await;
     let no_layer = Version { layer: String::new(), ..built(&keyed, second) };
-    store.finish_version(&no_layer, &Default::default(), true, None).await.expect("finish");
+    store.finish_version(&no_layer, &Default::default(), Some(at(0)), None).await.expect("finish");
     begin(&store, &keyed).await; // BUILDING does not count.
 
     let (found, digest) = by_key("shop").await.expect("the second");
@@ -159,8 +162,8 @@ async fn builds_of_a_stopped_service_are_given_up() {
     let (_dir, store) = store().await;
     ready_version(&store, "shop").await;
     begin(&store, &building("shop")).await;
-    assert_eq!(store.abandon_builds().await.expect("abandon"), 1);
-    assert_eq!(store.abandon_builds().await.expect("abandon"), 0);
+    assert_eq!(store.take_over(Duration::ZERO, at(9)).await.expect("take over").builds, 1);
+    assert_eq!(store.take_over(Duration::ZERO, at(9)).await.expect("take over").builds, 0);
     assert_eq!((state(&store, 1).await, state(&store, 2).await), (VersionState::Ready, VersionState::Failed));
     assert!(store.environment(&app("shop"), VersionNumber(2)).await.expect("environment").is_empty());
     assert!(!store.environment(&app("shop"), VersionNumber(1)).await.expect("environment").is_empty());

@@ -1,7 +1,7 @@
 //! Credentials that were seen lately, so that a call costs no look into the store.
 //!
-//! Only those that exist are kept: a new one need not be announced, and nobody can fill this with guesses. This process alone changes
-//! credentials, and tells [`Known::forget`].
+//! Only those that exist are kept: a new one need not be announced, and nobody can fill this with guesses. Whoever changes
+//! credentials tells [`Known::forget`], and other replicas are told by the store.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -136,6 +136,11 @@ impl Auth {
         self.shared.known.forget(|entry| entry.credential.client_id == client_id);
     }
 
+    /// As [`Auth::forget`], for all: another replica may have revoked any.
+    pub fn forget_all(&self) {
+        self.shared.known.forget(|_| true);
+    }
+
     /// As [`Auth::forget`], for all credentials of an app.
     pub(super) fn forget_app(&self, app: &AppId) {
         self.shared.known.forget(|entry| entry.credential.app.as_ref() == Some(app));

@@ -1,6 +1,7 @@
 //! The steps of a build: compile → install → check types → verify → store → activate.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use tokio::time::Instant;
 
@@ -147,10 +148,11 @@ impl Publisher {
             return Err(Error::ActiveMoved);
         }
         let ticket = plan.ticket.filter(|ticket| state.may_activate(*ticket));
-        shared.store.finish_version(version, sources, ticket.is_some(), plan.base).await?;
-        if let Some(ticket) = ticket {
+        let activate = ticket.is_some().then(SystemTime::now);
+        let activation = shared.store.finish_version(version, sources, activate, plan.base).await?;
+        if let (Some(ticket), Some(activation)) = (ticket, activation) {
             progress.say("activate", &format!("version {} is active", version.number));
-            shared.serving.promote(served).await;
+            shared.serving.promote(served, activation).await;
             state.activated(ticket);
             return Ok(());
         }

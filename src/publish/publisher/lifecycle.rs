@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use crate::model::{AppId, Version, VersionNumber};
 use crate::serving::{self, Served};
@@ -54,15 +54,11 @@ impl Publisher {
         Ok((self.shared.store.digests_in_use(app).await?, self.shared.store.layers_in_use(app).await?))
     }
 
-    /// What a crash left: versions that were being built, and files that no version refers to. Call it once, before serving.
+    /// What a crash left: files that no version refers to. Call it once, before serving.
     ///
     /// # Errors
     /// The store cannot be read.
     pub async fn recover(&self) -> Result<(), store::Error> {
-        let abandoned = self.shared.store.abandon_builds().await?;
-        if abandoned > 0 {
-            tracing::warn!(abandoned, "versions were being built when the service stopped; they are FAILED now");
-        }
         for app in self.shared.artifacts.apps() {
             self.sweep(&app, &self.shared.turns.of(&app)).await;
         }
@@ -134,10 +130,10 @@ impl Publisher {
             return Ok(());
         }
         let Version { app, number, .. } = &served.version;
-        if !self.shared.store.activate_version(app, *number).await? {
+        let Some(activation) = self.shared.store.activate_version(app, *number, SystemTime::now()).await? else {
             return Err(serving::Error::NotReady { app: app.clone(), number: *number }.into());
-        }
-        self.shared.serving.promote(served).await;
+        };
+        self.shared.serving.promote(served, activation).await;
         state.activated(ticket);
         Ok(())
     }

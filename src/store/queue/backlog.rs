@@ -3,9 +3,8 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use sqlx::SqlitePool;
-
 use super::super::codec::{get_parsed, get_unsigned};
+use super::super::db::{self, Pool};
 use super::super::{Error, during};
 use crate::model::AppId;
 
@@ -37,15 +36,28 @@ struct Counts {
 
 impl Backlog {
     /// Counts what the database holds.
-    pub async fn open(pool: &SqlitePool, limits: Limits) -> Result<Self, Error> {
+    pub async fn open(pool: &Pool, limits: Limits) -> Result<Self, Error> {
         let backlog = Self { limits, counts: Arc::default() };
+        backlog.recount(pool).await?;
+        Ok(backlog)
+    }
+
+    /// Counts what the database holds. Where other replicas queue and finish events, too, the counts drift until the next time: the limits
+    /// are exact for one service, and nearly so for many.
+    pub async fn recount(&self, pool: &Pool) -> Result<(), Error> {
         let sql =
             "SELECT a.id, (SELECT COUNT(*) FROM events e WHERE e.app_id = a.id AND e.state IN (0, 1, 5, 6, 7)) AS events
              FROM apps a";
-        for row in sqlx::query(sql).fetch_all(pool).await.map_err(during("count events"))? {
-            backlog.came(&get_parsed(&row, "id")?, get_unsigned(&row, "events")?);
+        let mut counted = Counts::default();
+        for row in db::query(sql).fetch_all(pool).await.map_err(during("count events"))? {
+            let events = get_unsigned(&row, "events")?;
+            if events > 0 {
+                counted.of_apps.insert(get_parsed(&row, "id")?, events);
+                counted.in_all += events;
+            }
         }
-        Ok(backlog)
+        *self.counts() = counted;
+        Ok(())
     }
 
     /// # Errors

@@ -2,9 +2,8 @@
 
 use std::time::SystemTime;
 
-use sqlx::{Sqlite, Transaction};
-
-use super::super::codec::{Row, get, millis};
+use super::super::codec::{get, millis};
+use super::super::db::{self, Row, Tx};
 use super::super::{Error, during};
 use super::{ClaimId, decode, note_unseen_end};
 use crate::model::Event;
@@ -28,64 +27,50 @@ macro_rules! in_line_of {
 }
 
 /// Makes the head of a line due if as many as it wants stand behind it. Not after a failure: then it waits for its retry.
-pub async fn hasten(
-    tx: &mut Transaction<'static, Sqlite>,
-    head: i64,
-    batch_max: i64,
-    now: SystemTime,
-) -> Result<(), Error> {
+pub async fn hasten(tx: &mut Tx, head: i64, batch_max: i64, now: SystemTime) -> Result<(), Error> {
     const FULL: &str = concat!(
         "UPDATE events SET due_at = $2 WHERE seq = $1 AND state = 0 AND attempt = attempts_before AND due_at > $2
              AND (SELECT COUNT(*) FROM (",
         in_line_of!("1", "5"),
-        " LIMIT $3)) >= $3"
+        " LIMIT $3) AS behind) >= $3"
     );
-    let query = sqlx::query(FULL).bind(head).bind(millis(now)).bind(batch_max - 1);
-    query.execute(&mut **tx).await.map(|_| ()).map_err(during(VERB))
+    let query = db::query(FULL).bind(head).bind(millis(now)).bind(batch_max - 1);
+    query.execute(&mut *tx).await.map(|_| ()).map_err(during(VERB))
 }
 
 /// The same for the line in which this event waits.
-pub async fn hasten_line(
-    tx: &mut Transaction<'static, Sqlite>,
-    waiting: i64,
-    batch_max: i64,
-    now: SystemTime,
-) -> Result<(), Error> {
-    let head = sqlx::query(in_line_of!("w.seq", "0")).bind(waiting);
-    match head.fetch_all(&mut **tx).await.map_err(during(VERB))?.first() {
+pub async fn hasten_line(tx: &mut Tx, waiting: i64, batch_max: i64, now: SystemTime) -> Result<(), Error> {
+    let head = db::query(in_line_of!("w.seq", "0")).bind(waiting);
+    match head.fetch_all(&mut *tx).await.map_err(during(VERB))?.first() {
         Some(head) => hasten(tx, get(head, "seq")?, batch_max, now).await,
         None => Ok(()),
     }
 }
 
 /// Claims those behind the head that it wants with it: in their order, up to one of another version.
-pub async fn take_along(
-    tx: &mut Transaction<'static, Sqlite>,
-    head: &Row,
-    claim: ClaimId,
-    now: SystemTime,
-) -> Result<Vec<Event>, Error> {
+pub async fn take_along(tx: &mut Tx, head: &Row, claim: ClaimId, now: SystemTime) -> Result<Vec<Event>, Error> {
     let Some(batch_max) = get::<Option<i64>>(head, "batch_max")? else { return Ok(Vec::new()) };
     let (seq, version): (i64, i64) = (get(head, "seq")?, get(head, "version")?);
     // Of a claim that expired.
     const LEFT: &str =
         concat!("UPDATE events SET state = 5, claim_id = NULL WHERE seq IN (", in_line_of!("w.seq", "7"), ")");
-    sqlx::query(LEFT).bind(seq).execute(&mut **tx).await.map_err(during(VERB))?;
+    db::query(LEFT).bind(seq).execute(&mut *tx).await.map_err(during(VERB))?;
     const BEHIND: &str = concat!(
-        in_line_of!("w.seq, w.version, LENGTH(w.payload_json) AS bytes", "5"),
+        in_line_of!("w.seq, w.version, CAST(OCTET_LENGTH(w.payload_json) AS BIGINT) AS bytes", "5"),
         " ORDER BY w.place, w.seq LIMIT $2"
     );
-    let behind = sqlx::query(BEHIND).bind(seq).bind(batch_max - 1);
+    let behind = db::query(BEHIND).bind(seq).bind(batch_max - 1);
     let mut taken = Vec::new();
     let mut bytes = 0;
-    for row in behind.fetch_all(&mut **tx).await.map_err(during(VERB))? {
+    for row in behind.fetch_all(&mut *tx).await.map_err(during(VERB))? {
         bytes += usize::try_from(get::<i64>(&row, "bytes")?).unwrap_or(usize::MAX);
         if get::<i64>(&row, "version")? != version || bytes > BYTES_MAX {
             break;
         }
-        let take = "UPDATE events SET state = 7, attempt = attempt + 1, claim_id = $1, claimed_at = $2 WHERE seq = $3 RETURNING *";
-        let query = sqlx::query(take).bind(claim.0).bind(millis(now)).bind(get::<i64>(&row, "seq")?);
-        for row in &query.fetch_all(&mut **tx).await.map_err(during(VERB))? {
+        let take = "UPDATE events SET state = 7, attempt = attempt + 1, claim_id = $1, claimed_at = $2,
+                        replica = (SELECT h.replica FROM events h WHERE h.seq = $4) WHERE seq = $3 RETURNING *";
+        let query = db::query(take).bind(claim.0).bind(millis(now)).bind(get::<i64>(&row, "seq")?).bind(seq);
+        for row in &query.fetch_all(&mut *tx).await.map_err(during(VERB))? {
             let Ok(event) = decode(row) else {
                 leave_behind(tx, get(row, "seq")?).await?;
                 return Ok(taken);
@@ -98,9 +83,9 @@ pub async fn take_along(
 }
 
 /// A row that is damaged: it becomes a dead letter once it is at the head.
-async fn leave_behind(tx: &mut Transaction<'static, Sqlite>, seq: i64) -> Result<(), Error> {
+async fn leave_behind(tx: &mut Tx, seq: i64) -> Result<(), Error> {
     let sql = "UPDATE events SET state = 5, attempt = attempt - 1, claim_id = NULL WHERE seq = $1";
-    sqlx::query(sql).bind(seq).execute(&mut **tx).await.map(|_| ()).map_err(during(VERB))
+    db::query(sql).bind(seq).execute(&mut *tx).await.map(|_| ()).map_err(during(VERB))
 }
 
 #[cfg(test)]
@@ -108,10 +93,12 @@ mod tests {
     use std::time::Duration;
 
     use super::super::super::testing::{app, at, event};
-    use super::super::tests::{add, claim, dead, figures, finish, keyed, next_due, payloads, retry, store_with_app};
+    use super::super::tests::{
+        add, claim, dead, figures, finish, keyed, next_due, payloads, retry, store_with_app, take_over,
+    };
     use super::super::{ClaimedEvent, Disposition, NewEvent};
     use crate::model::{Batch, VersionNumber};
-    use crate::store::Store;
+    use crate::store::{Store, db};
 
     const WAIT: u64 = 10;
 
@@ -193,7 +180,7 @@ mod tests {
         let done = || vec![Disposition::Done, Disposition::Done];
         assert!(!store.finish_claim(&late, Disposition::Done, done(), None, at(61)).await.expect("finish"));
         assert_eq!(figures(&store).await, (0, 3, 0));
-        assert_eq!(store.release_claims().await.expect("release"), 3);
+        assert_eq!(take_over(&store).await, 3);
         assert!(!store.finish_claim(&taken_over, Disposition::Done, done(), None, at(61)).await.expect("finish"));
         let again = claim(&store, 9, 62).await.remove(0);
         assert_eq!((all(&again), again.event.attempt), (vec!["1", "2", "3"], 3));
@@ -209,8 +196,8 @@ mod tests {
         assert_eq!(all(&first[0]), ["1", "2"]);
         end(&store, &first[0], Disposition::Done, &[Disposition::Done]).await;
         add(&store, NewEvent { version: VersionNumber(2), ..batched(4, 0) }).await;
-        let damage = "UPDATE events SET enqueued_at = 'never' WHERE payload_json = '4'";
-        sqlx::query(damage).execute(store.write()).await.expect("damage");
+        let damage = "UPDATE events SET hops = -1 WHERE payload_json = '4'";
+        db::query(damage).execute(store.write()).await.expect("damage");
         let second = claim(&store, 9, WAIT).await;
         assert_eq!(all(&second[0]), ["3"]);
         end(&store, &second[0], Disposition::Done, &[]).await;

@@ -3,11 +3,8 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use sqlx::{QueryBuilder, Sqlite, Transaction};
-
-use super::super::codec::{
-    Row, corrupt, get, get_json, get_parsed, get_time, get_u32, get_version, millis, signed, time,
-};
+use super::super::codec::{corrupt, get, get_json, get_parsed, get_time, get_u32, get_version, millis, signed, time};
+use super::super::db::{self, Builder, Row, Tx};
 use super::super::{Error, Store, during};
 use super::line;
 use crate::model::{AppId, EventId, EventState, FunctionFailure, InvocationId, RawJson, TriggerType, VersionNumber};
@@ -48,8 +45,8 @@ pub struct AttemptRecord {
 }
 
 /// What a dead letter's JSON takes, without reading it, and about what its attempts take besides.
-const SIZES: &str = "SELECT seq, OCTET_LENGTH(payload_json) + COALESCE((
-         SELECT SUM(200 + COALESCE(OCTET_LENGTH(error_json), 0)) FROM attempts WHERE event_seq = e.seq), 0)
+const SIZES: &str = "SELECT seq, CAST(OCTET_LENGTH(payload_json) + COALESCE((
+         SELECT SUM(200 + COALESCE(OCTET_LENGTH(error_json), 0)) FROM attempts WHERE event_seq = e.seq), 0) AS BIGINT) AS bytes
      FROM events e WHERE app_id = $1 AND state = 4 AND seq > $2 ORDER BY seq LIMIT $3";
 
 /// Which dead letters of an app.
@@ -77,7 +74,7 @@ pub struct Moved {
 impl Store {
     /// One event of an app, with its attempts.
     pub async fn event(&self, app: &AppId, id: EventId) -> Result<Option<EventRecord>, Error> {
-        let query = sqlx::query("SELECT * FROM events WHERE id = $1 AND app_id = $2");
+        let query = db::query("SELECT * FROM events WHERE id = $1 AND app_id = $2");
         let query = query.bind(id.to_string()).bind(app.as_str());
         let row = query.fetch_optional(self.read()).await.map_err(during("read an event"))?;
         match row {
@@ -96,9 +93,11 @@ impl Store {
         bytes_max: u64,
     ) -> Result<(Vec<EventRecord>, Option<i64>), Error> {
         const VERB: &str = "list dead letters";
-        let query = sqlx::query_as(SIZES).bind(app.as_str()).bind(after.unwrap_or(i64::MIN));
+        let query = db::query(SIZES).bind(app.as_str()).bind(after.unwrap_or(i64::MIN));
         let query = query.bind(i64::from(limit.saturating_add(1)));
-        let sizes: Vec<(i64, i64)> = query.fetch_all(self.read()).await.map_err(during(VERB))?;
+        let sizes = query.fetch_all(self.read()).await.map_err(during(VERB))?;
+        let sizes = sizes.iter().map(|row| Ok((get(row, "seq")?, get(row, "bytes")?)));
+        let sizes = sizes.collect::<Result<Vec<(i64, i64)>, Error>>()?;
         let mut bytes_left = bytes_max;
         let fits = |(n, (_, bytes)): &(usize, &(i64, i64))| {
             let left = bytes_left.checked_sub(bytes.cast_unsigned());
@@ -108,7 +107,7 @@ impl Store {
         let page = sizes.iter().take(limit as usize).enumerate().take_while(fits).count();
         let mut letters = Vec::with_capacity(page);
         for (seq, _) in &sizes[..page] {
-            let query = sqlx::query("SELECT * FROM events WHERE seq = $1 AND state = 4").bind(seq);
+            let query = db::query("SELECT * FROM events WHERE seq = $1 AND state = 4").bind(*seq);
             let Some(row) = query.fetch_optional(self.read()).await.map_err(during(VERB))? else { continue };
             match self.with_attempts(&row).await {
                 Ok(letter) => letters.push(letter),
@@ -130,7 +129,7 @@ impl Store {
 
     async fn whole(&self, row: &Row) -> Result<EventRecord, Error> {
         let mut record = decode(row)?;
-        let query = sqlx::query("SELECT * FROM attempts WHERE event_seq = $1 ORDER BY number").bind(record.seq);
+        let query = db::query("SELECT * FROM attempts WHERE event_seq = $1 ORDER BY number").bind(record.seq);
         let rows = query.fetch_all(self.read()).await.map_err(during("read an event's attempts"))?;
         record.attempts = rows.iter().map(decode_attempt).collect::<Result<_, Error>>()?;
         Ok(record)
@@ -145,17 +144,20 @@ impl Store {
         const VERB: &str = "redrive dead letters";
         let mut tx = self.begin(VERB).await?;
         let mut moved = Moved::default();
-        for row in select_dead(&mut tx, app, letters, limit, VERB).await? {
+        let dead = select_dead(&mut tx, app, letters, limit, VERB).await?;
+        let lines = dead.iter().filter_map(|row| line::lock_of_row(row).transpose()).collect::<Result<_, _>>()?;
+        tx.lock(lines).await.map_err(during(VERB))?;
+        for row in dead {
             let seq: i64 = get(&row, "seq")?;
             moved.last = Some(seq);
             let Ok(id) = get_parsed(&row, "id") else { continue }; // It could never run.
-            let query = sqlx::query(
+            let query = db::query(
                 "UPDATE events SET state = CASE WHEN ordering_key IS NULL THEN 0 ELSE 5 END, due_at = $1, since = $1,
                      version = COALESCE((SELECT active_version FROM apps WHERE id = app_id), version),
                      attempts_before = attempt, hops = 0, finished_at = NULL, reason = NULL, error = NULL
                  WHERE seq = $2",
             );
-            query.bind(millis(now)).bind(seq).execute(&mut *tx).await.map_err(during(VERB))?;
+            query.bind(millis(now)).bind(seq).execute(&mut tx).await.map_err(during(VERB))?;
             line::advance(&mut tx, seq, now).await?;
             moved.ids.push(id);
         }
@@ -175,8 +177,8 @@ impl Store {
         let mut moved = Moved::default();
         for row in select_dead(&mut tx, app, letters, limit, VERB).await? {
             let seq: i64 = get(&row, "seq")?;
-            let query = sqlx::query("DELETE FROM events WHERE seq = $1").bind(seq);
-            query.execute(&mut *tx).await.map_err(during(VERB))?;
+            let query = db::query("DELETE FROM events WHERE seq = $1").bind(seq);
+            query.execute(&mut tx).await.map_err(during(VERB))?;
             moved.last = Some(seq);
             moved.ids.extend(get_parsed::<EventId>(&row, "id").ok());
         }
@@ -187,36 +189,33 @@ impl Store {
     /// Deletes up to `limit` dead letters of any app that became so before this time. Returns how many.
     pub async fn purge_old_dead_letters(&self, before: SystemTime, limit: u32) -> Result<u64, Error> {
         let sql =
-            "DELETE FROM events WHERE seq IN (SELECT seq FROM events WHERE state = 4 AND finished_at < $1 LIMIT $2)";
-        let query = sqlx::query(sql).bind(millis(before)).bind(i64::from(limit));
-        Ok(query.execute(self.write()).await.map_err(during("purge dead letters"))?.rows_affected())
+            "DELETE FROM events WHERE seq IN (SELECT seq FROM events WHERE state = 4 AND finished_at < $1 LIMIT $2
+             /*pg FOR UPDATE SKIP LOCKED */)";
+        let query = db::query(sql).bind(millis(before)).bind(i64::from(limit));
+        Ok(query.execute(self.write()).await.map_err(during("purge dead letters"))?)
     }
 }
 
 async fn select_dead(
-    tx: &mut Transaction<'static, Sqlite>,
+    tx: &mut Tx,
     app: &AppId,
     letters: &Letters,
     limit: u32,
     verb: &'static str,
 ) -> Result<Vec<Row>, Error> {
-    let mut query = QueryBuilder::<Sqlite>::new("SELECT seq, id FROM events WHERE state = 4 AND app_id = ");
+    let mut query =
+        Builder::new("SELECT seq, id, app_id, trigger_type, ordering_key FROM events WHERE state = 4 AND app_id = ");
     query.push_bind(app.as_str());
     match letters {
         Letters::After(seq) => {
             query.push(" AND seq > ").push_bind(*seq);
         }
         Letters::Named(ids) => {
-            query.push(" AND id IN (");
-            let mut list = query.separated(", ");
-            for id in ids {
-                list.push_bind(id.to_string());
-            }
-            query.push(")");
+            query.push(" AND id IN (").push_list(ids.iter().map(ToString::to_string)).push(")");
         }
     }
-    query.push(" ORDER BY seq LIMIT ").push_bind(signed(limit.into()));
-    query.build().fetch_all(&mut **tx).await.map_err(during(verb))
+    query.push(" ORDER BY seq LIMIT ").push_bind(signed(limit.into())).push(" /*pg FOR UPDATE */");
+    query.build().fetch_all(&mut *tx).await.map_err(during(verb))
 }
 
 /// As much of a dead letter as its row still tells: somebody has to see it to throw it away.

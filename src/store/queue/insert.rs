@@ -4,9 +4,8 @@
 use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
 
-use sqlx::{QueryBuilder, Sqlite, Transaction};
-
-use super::super::codec::{Row, get, get_parsed, get_version, millis, signed, span_millis};
+use super::super::codec::{get, get_parsed, get_version, millis, signed, span_millis};
+use super::super::db::{self, Builder, Tx, Value};
 use super::super::{Error, during};
 use super::backlog::Backlog;
 use super::{DeadReason, Enqueued, NewEvent, batch};
@@ -63,7 +62,7 @@ impl Coming {
 
 /// One answer to each event, in their order; an error of the database is everybody's.
 pub async fn enqueue(
-    tx: &mut Transaction<'static, Sqlite>,
+    tx: &mut Tx,
     backlog: &Backlog,
     events: &[&NewEvent],
 ) -> Result<(Vec<Result<Enqueued, Error>>, Coming), Error> {
@@ -90,7 +89,7 @@ pub async fn enqueue(
 }
 
 async fn flush(
-    tx: &mut Transaction<'static, Sqlite>,
+    tx: &mut Tx,
     pending: &mut Vec<&NewEvent>,
     answers: &mut Vec<Result<Enqueued, Error>>,
     coming: &mut Coming,
@@ -120,37 +119,22 @@ async fn flush(
 }
 
 /// What became a row: ids and their `seq`. Not among them: duplicates, and events of apps that are gone.
-async fn insert(
-    tx: &mut Transaction<'static, Sqlite>,
-    events: &[&NewEvent],
-    ids: &[EventId],
-) -> Result<HashMap<EventId, i64>, Error> {
-    let mut query = QueryBuilder::<Sqlite>::new(
+async fn insert(tx: &mut Tx, events: &[&NewEvent], ids: &[EventId]) -> Result<HashMap<EventId, i64>, Error> {
+    let mut query = Builder::new(
         "INSERT INTO events (id, app_id, trigger_type, version, payload_json, ordering_key, idempotency_key, state,
              attempt, due_at, enqueued_at, since, hops, finished_at, reason, batch_max, batch_wait_ms, place)
          SELECT column2, a.id, column4, column5, column6, column7, column8, column9, 0, column10, column11,
              column12, column13, column14, column15, column16, column17, (SELECT COALESCE(MAX(seq), 0) + 1 FROM events)
-         FROM (",
+         FROM (VALUES ",
     );
-    query.push_values(events.iter().zip(ids).enumerate(), |mut row, (index, (event, id))| {
-        let Initial { state, due_at, finished_at } = initial(event);
-        let batch = batch_of(event);
-        row.push_bind(index as i64).push_bind(id.to_string()).push_bind(event.app.as_str());
-        row.push_bind(event.trigger_type.as_str()).push_bind(signed(event.version.0));
-        row.push_bind(event.payload.as_str()).push_bind(event.ordering_key.as_deref());
-        row.push_bind(event.idempotency_key.as_deref()).push_bind(state).push_bind(millis(due_at));
-        row.push_bind(millis(event.enqueued_at)).push_bind(millis(event.due_at.max(event.enqueued_at)));
-        row.push_bind(i64::from(event.hops)).push_bind(finished_at).push_bind(event.dead.map(DeadReason::as_str));
-        row.push_bind(batch.map(|batch| i64::from(batch.max_size)));
-        row.push_bind(batch.map(|batch| span_millis(batch.max_wait)));
-    });
+    query.push_rows(events.iter().zip(ids).enumerate().map(|(index, (event, id))| row(index, event, *id)));
     // JOIN apps: a foreign key that fails would end the transaction of the others. Ordered, as `seq` is the order of arrival.
     query.push(
-        ") CROSS JOIN apps a ON a.id = column3 WHERE TRUE ORDER BY column1
+        ") AS new CROSS JOIN apps a WHERE a.id = column3 ORDER BY column1 /*pg FOR KEY SHARE OF a */
          ON CONFLICT (app_id, trigger_type, idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
          RETURNING seq, id",
     );
-    let rows: Vec<Row> = query.build().fetch_all(&mut **tx).await.map_err(during(VERB))?;
+    let rows = query.build().fetch_all(&mut *tx).await.map_err(during(VERB))?;
     let mut inserted = HashMap::with_capacity(rows.len());
     for row in &rows {
         inserted.insert(get_parsed(row, "id")?, get(row, "seq")?);
@@ -159,7 +143,7 @@ async fn insert(
     if let (Some(from), Some(to)) = (seqs.clone().min(), seqs.max())
         && events.iter().any(|event| initial(event).state == WAITING)
     {
-        sqlx::query(ADVANCE_NEW).bind(from).bind(to).execute(&mut **tx).await.map_err(during(VERB))?;
+        db::query(ADVANCE_NEW).bind(from).bind(to).execute(&mut *tx).await.map_err(during(VERB))?;
     }
     for (event, id) in events.iter().zip(ids) {
         if let (Some(batch), Some(seq), WAITING) = (batch_of(event), inserted.get(id), initial(event).state) {
@@ -167,6 +151,30 @@ async fn insert(
         }
     }
     Ok(inserted)
+}
+
+fn row(index: usize, event: &NewEvent, id: EventId) -> Vec<Value<'_>> {
+    let Initial { state, due_at, finished_at } = initial(event);
+    let batch = batch_of(event);
+    vec![
+        (index as i64).into(),
+        id.to_string().into(),
+        event.app.as_str().into(),
+        event.trigger_type.as_str().into(),
+        signed(event.version.0).into(),
+        event.payload.as_str().into(),
+        event.ordering_key.as_deref().into(),
+        event.idempotency_key.as_deref().into(),
+        state.into(),
+        millis(due_at).into(),
+        millis(event.enqueued_at).into(),
+        millis(event.due_at.max(event.enqueued_at)).into(),
+        i64::from(event.hops).into(),
+        finished_at.into(),
+        event.dead.map(DeadReason::as_str).into(),
+        batch.map(|batch| i64::from(batch.max_size)).into(),
+        batch.map(|batch| span_millis(batch.max_wait)).into(),
+    ]
 }
 
 /// How an event begins.
@@ -198,11 +206,11 @@ fn batch_of(event: &NewEvent) -> Option<Batch> {
 }
 
 /// The event that has the idempotency key already.
-async fn first(tx: &mut Transaction<'static, Sqlite>, event: &NewEvent) -> Result<Enqueued, Error> {
+async fn first(tx: &mut Tx, event: &NewEvent) -> Result<Enqueued, Error> {
     let query =
-        sqlx::query("SELECT id, version FROM events WHERE app_id = $1 AND trigger_type = $2 AND idempotency_key = $3");
+        db::query("SELECT id, version FROM events WHERE app_id = $1 AND trigger_type = $2 AND idempotency_key = $3");
     let query = query.bind(event.app.as_str()).bind(event.trigger_type.as_str()).bind(&event.idempotency_key);
-    match query.fetch_optional(&mut **tx).await.map_err(during(VERB))? {
+    match query.fetch_optional(&mut *tx).await.map_err(during(VERB))? {
         Some(row) => {
             Ok(Enqueued { event_id: get_parsed(&row, "id")?, version: get_version(&row, "version")?, duplicate: true })
         }

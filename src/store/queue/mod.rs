@@ -19,11 +19,10 @@ mod writer;
 
 use std::time::{Duration, SystemTime};
 
-use sqlx::{AssertSqlSafe, Sqlite, Transaction};
-
 use super::codec::{
-    Row, corrupt, get, get_parsed, get_time, get_u32, get_unsigned, get_version, json, millis, span_millis, time,
+    corrupt, get, get_parsed, get_time, get_u32, get_unsigned, get_version, json, millis, span_millis, time,
 };
+use super::db::{self, Builder, Row, Tx};
 use super::{Error, Store, during};
 use crate::model::{
     AppId, Batch, Event, EventId, FailureKind, FunctionFailure, InvocationId, RawJson, TriggerType, VersionNumber,
@@ -152,21 +151,18 @@ pub struct Due {
 
 /// Jumps from app to app: the costs grow with the number of apps that have something queued, not with what they have.
 const DUE: &str = "WITH RECURSIVE due (app_id, due_at) AS (
-         SELECT * FROM (SELECT app_id, due_at FROM events WHERE state < 2 ORDER BY app_id, due_at LIMIT 1)
+         SELECT * FROM (SELECT app_id, due_at FROM events WHERE state < 2 ORDER BY app_id, due_at LIMIT 1) AS first
          UNION ALL
          SELECT next.app_id, next.due_at FROM due JOIN events next ON next.seq = (
              SELECT e.seq FROM events e WHERE e.state < 2 AND e.app_id > due.app_id ORDER BY e.app_id, e.due_at LIMIT 1)
      ) SELECT app_id, due_at FROM due";
 
 /// The term on `state` is written as in the partial index, else SQLite would not use it.
-const CLAIM: &str = "UPDATE events SET state = 1, attempt = attempt + 1, due_at = $1, claim_id = $2, claimed_at = $3
-     WHERE seq IN (
+const CLAIM: &str = "WITH due AS MATERIALIZED (
          SELECT e.seq FROM events e WHERE e.app_id = $4 AND e.state < 2 AND e.due_at <= $3 ORDER BY e.due_at, e.seq LIMIT $5
-     ) RETURNING *";
-
-/// They were due once, so they are due now; their old age puts them first. The second term is the partial index's: what is finished, which
-/// is most of the table, is not looked at.
-const RELEASE: &str = "UPDATE events SET state = 0, claim_id = NULL, due_at = since WHERE state = 1 AND state < 2";
+         /*pg FOR UPDATE SKIP LOCKED */
+     ) UPDATE events SET state = 1, attempt = attempt + 1, due_at = $1, claim_id = $2, claimed_at = $3, replica = $6
+     WHERE seq IN (SELECT seq FROM due) RETURNING *";
 
 impl Store {
     /// Queues an event; on return it is on disk.
@@ -188,7 +184,7 @@ impl Store {
         idempotency_key: &str,
     ) -> Result<Option<Enqueued>, Error> {
         let sql = "SELECT id, version FROM events WHERE app_id = $1 AND trigger_type = $2 AND idempotency_key = $3";
-        let query = sqlx::query(sql).bind(app.as_str()).bind(trigger.as_str()).bind(idempotency_key);
+        let query = db::query(sql).bind(app.as_str()).bind(trigger.as_str()).bind(idempotency_key);
         let row = query.fetch_optional(self.read()).await.map_err(during("look an idempotency key up"))?;
         row.map(|row| {
             Ok(Enqueued { event_id: get_parsed(&row, "id")?, version: get_version(&row, "version")?, duplicate: true })
@@ -199,11 +195,11 @@ impl Store {
     /// What there is to claim and when. Times may have passed.
     pub async fn due(&self) -> Result<Due, Error> {
         let verb = "read what is due";
-        let rows = sqlx::query(DUE).fetch_all(self.read()).await.map_err(during(verb))?;
+        let rows = db::query(DUE).fetch_all(self.read()).await.map_err(during(verb))?;
         let apps = rows.iter().map(|row| Ok((get_parsed(row, "app_id")?, get_time(row, "due_at")?)));
         let scheduled = "SELECT due_at FROM events WHERE state = 6 ORDER BY due_at LIMIT 1";
         let scheduled: Option<i64> =
-            sqlx::query_scalar(scheduled).fetch_optional(self.read()).await.map_err(during(verb))?;
+            db::query_scalar(scheduled).fetch_optional(self.read()).await.map_err(during(verb))?;
         let scheduled = scheduled.map(|ms| time(ms).ok_or_else(|| corrupt("due_at", ms))).transpose()?;
         Ok(Due { apps: apps.collect::<Result<_, Error>>()?, scheduled })
     }
@@ -221,9 +217,9 @@ impl Store {
         let mut tx = self.begin(VERB).await?;
         let mut claimed = Vec::new();
         for (app, limit) in shares {
-            let query = sqlx::query(CLAIM).bind(millis(until)).bind(claim.0).bind(millis(now));
-            let query = query.bind(app.as_str()).bind(i64::from(*limit));
-            let mut rows = query.fetch_all(&mut *tx).await.map_err(during(VERB))?;
+            let query = db::query(CLAIM).bind(millis(until)).bind(claim.0).bind(millis(now));
+            let query = query.bind(app.as_str()).bind(i64::from(*limit)).bind(self.replica());
+            let mut rows = query.fetch_all(&mut tx).await.map_err(during(VERB))?;
             rows.sort_by_cached_key(|row| get::<i64>(row, "seq").unwrap_or(i64::MAX)); // RETURNING has no order.
             for row in &rows {
                 match decode(row) {
@@ -245,37 +241,32 @@ impl Store {
     /// # Errors
     /// The database refuses.
     pub async fn claim_plan(&self) -> Result<Vec<String>, Error> {
-        let explain = AssertSqlSafe(format!("EXPLAIN QUERY PLAN {CLAIM}"));
-        let query = sqlx::query(explain).bind(0).bind(0).bind(0).bind("").bind(1);
+        let (explain, column) = if self.write().is_postgres() { ("EXPLAIN", 0) } else { ("EXPLAIN QUERY PLAN", 3) };
+        let plan = Builder::new(format!("{explain} {CLAIM}"));
+        let query = plan.build().bind(0).bind(0).bind(0).bind("").bind(1).bind(0);
         let rows = query.fetch_all(self.write()).await.map_err(during("explain a claim"))?;
-        rows.iter().map(|row| get(row, "detail")).collect()
+        rows.iter().map(|row| row.try_get(column).map_err(during("explain a claim"))).collect()
     }
 
-    async fn bury(
-        &self,
-        tx: &mut Transaction<'static, Sqlite>,
-        row: &Row,
-        err: &Error,
-        now: SystemTime,
-    ) -> Result<(), Error> {
+    async fn bury(&self, tx: &mut Tx, row: &Row, err: &Error, now: SystemTime) -> Result<(), Error> {
         let seq: i64 = get(row, "seq")?;
         tracing::error!(%err, seq, "an event's row is damaged; it becomes a dead letter");
         let sql =
             "UPDATE events SET state = 4, reason = $1, error = $2, finished_at = $3, claim_id = NULL WHERE seq = $4";
-        let query =
-            sqlx::query(sql).bind(DeadReason::Damaged.as_str()).bind(err.to_string()).bind(millis(now)).bind(seq);
-        query.execute(&mut **tx).await.map_err(during("bury an event"))?;
+        let query = db::query(sql).bind(DeadReason::Damaged.as_str()).bind(err.to_string()).bind(millis(now)).bind(seq);
+        query.execute(&mut *tx).await.map_err(during("bury an event"))?;
         if let Ok(app) = get_parsed::<AppId>(row, "app_id") {
             self.inner.queue.backlog.left(&app, 1);
         }
+        tx.lock(line::lock_of_row(row)?.into_iter().collect()).await.map_err(during("bury an event"))?;
         line::advance(tx, seq, now).await
     }
 
     /// Prolongs a claim; false where it is no longer ours.
     pub async fn renew_claim(&self, claimed: &ClaimedEvent, until: SystemTime) -> Result<bool, Error> {
-        let query = sqlx::query("UPDATE events SET due_at = $1 WHERE id = $2 AND claim_id = $3 AND state = 1");
+        let query = db::query("UPDATE events SET due_at = $1 WHERE id = $2 AND claim_id = $3 AND state = 1");
         let query = query.bind(millis(until)).bind(claimed.event.id.to_string()).bind(claimed.claim.0);
-        Ok(query.execute(self.write()).await.map_err(during("renew a claim"))?.rows_affected() > 0)
+        Ok(query.execute(self.write()).await.map_err(during("renew a claim"))? > 0)
     }
 
     /// Ends a claim, and keeps how the attempt ended; false, and nothing changed, where it is no longer ours. On return it is on disk,
@@ -301,18 +292,9 @@ impl Store {
 
     /// Whether the event is there: one that is claimed is deleted with its app only.
     pub async fn has_event(&self, event: EventId) -> Result<bool, Error> {
-        let query = sqlx::query_scalar("SELECT COUNT(*) FROM events WHERE id = $1").bind(event.to_string());
+        let query = db::query_scalar("SELECT COUNT(*) FROM events WHERE id = $1").bind(event.to_string());
         let found: i64 = query.fetch_one(self.read()).await.map_err(during("look for an event"))?;
         Ok(found > 0)
-    }
-
-    /// At start-up of a single node: nobody runs what says RUNNING. The attempts count, so that an event which brings the
-    /// service down runs out of them.
-    pub async fn release_claims(&self) -> Result<u64, Error> {
-        let released = sqlx::query(RELEASE).execute(self.write()).await.map_err(during("release claims"))?;
-        let taken = "UPDATE events SET state = 5, claim_id = NULL WHERE state = 7";
-        let taken = sqlx::query(taken).execute(self.write()).await.map_err(during("release claims"))?;
-        Ok(released.rows_affected() + taken.rows_affected())
     }
 
     pub async fn queue_figures(&self, app: &AppId, now: SystemTime) -> Result<QueueFigures, Error> {
@@ -321,7 +303,7 @@ impl Store {
                      WHERE f.app_id = $1 AND f.state = e.state AND f.state IN (0, 1, 5, 7) AND f.since <= $2
                      ORDER BY f.seq LIMIT 1) AS oldest
              FROM events e WHERE app_id = $1 AND state IN (0, 1, 4, 5, 6, 7) GROUP BY state";
-        let query = sqlx::query(sql).bind(app.as_str()).bind(millis(now));
+        let query = db::query(sql).bind(app.as_str()).bind(millis(now));
         let mut figures = QueueFigures::default();
         for row in query.fetch_all(self.read()).await.map_err(during("count events"))? {
             let events = get_unsigned(&row, "events")?;
@@ -346,36 +328,31 @@ impl Store {
         keep_min: Duration,
         limit: u32,
     ) -> Result<u64, Error> {
-        let query = sqlx::query(
+        let query = db::query(
             "DELETE FROM events WHERE seq IN (
                  SELECT e.seq FROM apps a CROSS JOIN events e WHERE e.app_id = a.id AND e.state < 4
                  AND e.finished_at < $1 - CASE WHEN COALESCE(a.history_retention_ms, $2) > $3
-                     THEN COALESCE(a.history_retention_ms, $2) ELSE $3 END LIMIT $4)",
+                     THEN COALESCE(a.history_retention_ms, $2) ELSE $3 END LIMIT $4 /*pg FOR UPDATE OF e SKIP LOCKED */)",
         );
         let query = query.bind(millis(now)).bind(span_millis(default_retention)).bind(span_millis(keep_min));
         let query = query.bind(i64::from(limit));
-        Ok(query.execute(self.write()).await.map_err(during("purge events"))?.rows_affected())
+        Ok(query.execute(self.write()).await.map_err(during("purge events"))?)
     }
 }
 
 /// The attempt before this one has no end if nobody saw it: the service was killed, or the claim expired.
-async fn note_unseen_end(
-    tx: &mut Transaction<'static, Sqlite>,
-    row: &Row,
-    event: &Event,
-    now: SystemTime,
-) -> Result<(), Error> {
+async fn note_unseen_end(tx: &mut Tx, row: &Row, event: &Event, now: SystemTime) -> Result<(), Error> {
     if event.attempt <= 1 {
         return Ok(());
     }
     let message = "the service ended while it ran, or could not say how it ended";
     let failure = json(&FunctionFailure::new(FailureKind::Collateral, "EndUnknown", message.to_owned()))?;
-    let query = sqlx::query(
+    let query = db::query(
         "INSERT INTO attempts (event_seq, number, error_json, started_at, finished_at) VALUES ($1, $2, $3, $4, $4)
          ON CONFLICT DO NOTHING",
     );
     let query = query.bind(get::<i64>(row, "seq")?).bind(i64::from(event.attempt - 1)).bind(failure).bind(millis(now));
-    query.execute(&mut **tx).await.map(|_| ()).map_err(during("record an attempt"))
+    query.execute(&mut *tx).await.map(|_| ()).map_err(during("record an attempt"))
 }
 
 fn decode(row: &Row) -> Result<Event, Error> {

@@ -6,13 +6,20 @@ use std::collections::HashSet;
 use futures_util::future::try_join_all;
 
 use super::super::AppChange;
-use super::super::testing::{app, at, event, ready_version, store};
+use super::super::db;
+use super::super::replicas::RELEASE;
+use super::super::testing::{Place, app, at, event, ready_version, sqlite_store, store};
 use super::*;
 
-pub(super) async fn store_with_app() -> (tempfile::TempDir, Store) {
+pub(super) async fn store_with_app() -> (Place, Store) {
     let (dir, store) = store().await;
     ready_version(&store, "shop").await;
     (dir, store)
+}
+
+/// From those that ran here before: how many events.
+pub(super) async fn take_over(store: &Store) -> u64 {
+    store.take_over(Duration::ZERO, at(500)).await.expect("take over").events
 }
 
 pub(super) fn keyed(key: &str, payload: u64) -> NewEvent {
@@ -73,7 +80,7 @@ async fn a_thousand_concurrent_events_are_durable_in_few_transactions() {
     store.close().await;
     assert!(matches!(store.enqueue(event("shop")).await, Err(Error::Closed)));
 
-    let store = Store::open(&dir.path().join("store.db"), QueueLimits::default()).await.expect("reopen");
+    let store = dir.open().await;
     assert_eq!(figures(&store).await, (1000, 0, 0));
     let claimed: HashSet<EventId> = claim(&store, 2000, 1).await.iter().map(|c| c.event.id).collect();
     assert_eq!(claimed, ids);
@@ -95,7 +102,7 @@ async fn closing_commits_what_was_accepted() {
     let results = try_join_all(tasks).await.expect("join");
     let accepted = results.iter().filter(|r| r.is_ok()).count();
     assert!(results.iter().all(|r| matches!(r, Ok(_) | Err(Error::Closed))), "{results:?}");
-    let store = Store::open(&dir.path().join("store.db"), QueueLimits::default()).await.expect("reopen");
+    let store = dir.open().await;
     assert_eq!(figures(&store).await.0, accepted as u64);
 }
 
@@ -257,8 +264,8 @@ async fn a_release_returns_the_attempt_and_a_restart_does_not() {
     let second = claim(&store, 1, 10).await.remove(0);
     assert_eq!(second.event.attempt, 1);
 
-    assert_eq!(store.release_claims().await.expect("release"), 1);
-    assert_eq!(store.release_claims().await.expect("release"), 0);
+    assert_eq!(take_over(&store).await, 1);
+    assert_eq!(take_over(&store).await, 0);
     assert!(!finish(&store, &second, Disposition::Done).await, "it is not ours any more");
     assert_eq!(claim(&store, 1, 11).await.remove(0).event.attempt, 2);
 }
@@ -268,7 +275,7 @@ async fn attempts_are_numbered_without_a_gap_whatever_ended_them() {
     let (_dir, store) = store_with_app().await;
     let id = add(&store, event("shop")).await;
     claim(&store, 1, 1).await;
-    store.release_claims().await.expect("release"); // The service was killed.
+    take_over(&store).await; // The service was killed.
     // Spent already: it dies without having run once more.
     let second = claim(&store, 1, 2).await.remove(0);
     assert!(store.finish_claim(&second, dead(), Vec::new(), None, at(2)).await.expect("finish"));
@@ -355,11 +362,11 @@ async fn finished_events_are_kept_as_long_as_their_app_says_and_as_their_keys_co
 
 #[tokio::test]
 async fn a_purge_of_events_walks_the_index_of_ages() {
-    let (_dir, store) = store_with_app().await;
+    let (_dir, store) = sqlite_store().await;
     let sql = "EXPLAIN QUERY PLAN SELECT e.seq FROM apps a CROSS JOIN events e WHERE e.app_id = a.id AND e.state < 4
                AND e.finished_at < 5 - CASE WHEN COALESCE(a.history_retention_ms, 1) > 2
                    THEN COALESCE(a.history_retention_ms, 1) ELSE 2 END LIMIT 9";
-    let rows = sqlx::query(sql).fetch_all(store.read()).await.expect("plan");
+    let rows = db::query(sql).fetch_all(store.read()).await.expect("plan");
     let plan: Vec<String> = rows.iter().map(|row| get(row, "detail").expect("detail")).collect();
     assert!(plan.iter().any(|step| step.contains("INDEX events_by_age (app_id=? AND finished_at<?)")), "{plan:?}");
 }
@@ -370,13 +377,13 @@ async fn a_damaged_row_becomes_a_dead_letter_and_the_others_run() {
     add(&store, event("shop")).await;
     let healthy = add(&store, event("shop")).await;
     let damage = "UPDATE events SET version = -1 WHERE seq = (SELECT MIN(seq) FROM events)";
-    sqlx::query(damage).execute(store.write()).await.expect("damage");
+    db::query(damage).execute(store.write()).await.expect("damage");
     let claimed = claim(&store, 10, 1).await;
     assert_eq!(claimed.iter().map(|claimed| claimed.event.id).collect::<Vec<_>>(), [healthy]);
     assert_eq!(figures(&store).await, (0, 1, 1));
     let (letters, _) = store.dead_letters(&app("shop"), None, 10, 1 << 20).await.expect("list");
     assert_eq!((letters[0].reason.as_deref(), letters[0].version.0), (Some("DAMAGED"), 0), "as much as is left");
-    sqlx::query("UPDATE events SET id = 'x' WHERE state = 4").execute(store.write()).await.expect("damage");
+    db::query("UPDATE events SET id = 'x' WHERE state = 4").execute(store.write()).await.expect("damage");
     let shown = store.dead_letters(&app("shop"), None, 10, 1 << 20).await.expect("list");
     assert_eq!(shown, (Vec::new(), None));
     let redriven = store.redrive(&app("shop"), &Letters::ALL, 10, at(2)).await.expect("redrive");
@@ -441,7 +448,7 @@ async fn duplicates_in_one_group_take_no_place_under_the_limit() {
     let (dir, store) = store_with_app().await;
     store.close().await;
     let limits = QueueLimits { of_app: 2, in_all: 100 };
-    let store = Store::open(&dir.path().join("store.db"), limits).await.expect("reopen");
+    let store = Store::open(dir.database(), limits).await.expect("reopen");
     let keyed = |key: &str| NewEvent { idempotency_key: Some(key.to_owned()), ..event("shop") };
     let before = store.queue_batches();
     let (one, again, two, three, known) = tokio::join!(

@@ -7,12 +7,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
-use sqlx::{Sqlite, SqlitePool, Transaction};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use super::super::changes::Crier;
 use super::super::codec::{get, json, millis};
+use super::super::db::{self, Pool, Tx};
 use super::super::{Error, during};
 use super::backlog::Backlog;
 use super::{AttemptEnd, ClaimedEvent, Disposition, Enqueued, NewEvent, insert, line};
@@ -40,6 +41,21 @@ enum Request {
     Finish(Box<Finish>, oneshot::Sender<Result<bool, Error>>),
 }
 
+impl Request {
+    /// The line that it changes.
+    fn line(&self) -> Option<i64> {
+        let (app, trigger_type, key) = match self {
+            Self::Enqueue(new, _) => (&new.app, &new.trigger_type, &new.ordering_key),
+            Self::Finish(end, _) => {
+                let event = &end.claimed.event;
+                (&event.app, &event.trigger_type, &event.ordering_key)
+            }
+        };
+        let key = key.as_deref()?;
+        Some(line::lock_key(app.as_str(), trigger_type.as_str(), key))
+    }
+}
+
 /// The end of a claim.
 pub struct Finish {
     pub claimed: ClaimedEvent,
@@ -51,11 +67,11 @@ pub struct Finish {
 }
 
 impl Writer {
-    pub fn start(pool: SqlitePool, backlog: Backlog) -> Self {
+    pub fn start(pool: Pool, backlog: Backlog, crier: Crier) -> Self {
         let (requests, queue) = mpsc::channel(WAITING_MAX);
         let (stop, batches) = (CancellationToken::new(), Arc::new(AtomicU64::new(0)));
-        let task =
-            Task { pool, requests: queue, stop: stop.clone(), batches: batches.clone(), backlog: backlog.clone() };
+        let (ending, counted) = (stop.clone(), batches.clone());
+        let task = Task { pool, requests: queue, stop: ending, batches: counted, backlog: backlog.clone(), crier };
         Self { requests, backlog, task: Mutex::new(Some(tokio::spawn(task.run()))), stop, batches }
     }
 
@@ -78,6 +94,11 @@ impl Writer {
         self.batches.load(Ordering::Relaxed)
     }
 
+    /// Counts the events anew.
+    pub async fn recount(&self, pool: &Pool) -> Result<(), Error> {
+        self.backlog.recount(pool).await
+    }
+
     /// The app is deleted, with its events.
     pub fn forget(&self, app: &AppId) {
         self.backlog.forget(app);
@@ -97,11 +118,12 @@ impl Writer {
 
 /// Owns the requests; ends when it is stopped or every handle on the store is gone.
 struct Task {
-    pool: SqlitePool,
+    pool: Pool,
     requests: mpsc::Receiver<Request>,
     stop: CancellationToken,
     batches: Arc<AtomicU64>,
     backlog: Backlog,
+    crier: Crier,
 }
 
 /// What a request came to, to be said once it is durable.
@@ -149,11 +171,12 @@ impl Task {
 
     /// One answer to each request; an error of the database is everybody's.
     async fn commit(&self, batch: &[Request]) -> Result<Vec<Done>, Error> {
-        let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await.map_err(during(ENQUEUE))?;
+        let mut tx = self.pool.begin().await.map_err(during(ENQUEUE))?;
         let events = batch.iter().filter_map(|request| match request {
             Request::Enqueue(event, _) => Some(event),
             Request::Finish(..) => None,
         });
+        tx.lock(batch.iter().filter_map(Request::line).collect()).await.map_err(during(ENQUEUE))?;
         // Together, before what has ended: nobody was promised an order between the two.
         let (enqueued, coming) = insert::enqueue(&mut tx, &self.backlog, &events.collect::<Vec<_>>()).await?;
         let (mut answers, mut enqueued, mut leaving) =
@@ -172,6 +195,9 @@ impl Task {
             });
         }
         tx.commit().await.map_err(during(ENQUEUE))?;
+        if coming.of_apps().next().is_some() {
+            self.crier.events_queued();
+        }
         coming.of_apps().for_each(|(app, events)| self.backlog.came(app, events));
         leaving.into_iter().for_each(|(app, events)| self.backlog.left(app, events));
         self.batches.fetch_add(1, Ordering::Relaxed);
@@ -179,14 +205,14 @@ impl Task {
     }
 }
 
-async fn finish(tx: &mut Transaction<'static, Sqlite>, end: &Finish) -> Result<bool, Error> {
+async fn finish(tx: &mut Tx, end: &Finish) -> Result<bool, Error> {
     let Finish { claimed, disposition, others, attempt, now } = end;
     let mut columns = Columns::of(disposition, *now);
     if attempt.is_none() && matches!(disposition, Disposition::Dead { .. }) {
         columns.attempts_returned = 1; // Nothing ran: the claim was no attempt.
     }
     let error = attempt.as_ref().and_then(|attempt| attempt.failure.as_ref());
-    let query = sqlx::query(
+    let query = db::query(
         "UPDATE events SET state = $1, due_at = COALESCE($2, due_at), finished_at = $3,
              reason = COALESCE($4, reason), error = COALESCE($5, error), attempt = attempt - $6, claim_id = NULL
          WHERE id = $7 AND claim_id = $8 AND state = 1 RETURNING seq",
@@ -194,7 +220,7 @@ async fn finish(tx: &mut Transaction<'static, Sqlite>, end: &Finish) -> Result<b
     let query = query.bind(columns.state).bind(columns.due_at).bind(columns.finished_at).bind(columns.reason);
     let query = query.bind(error.map(|failure| format!("{}: {}", failure.name, failure.message)));
     let query = query.bind(columns.attempts_returned).bind(claimed.event.id.to_string()).bind(claimed.claim.0);
-    let rows = query.fetch_all(&mut **tx).await.map_err(during(FINISH))?;
+    let rows = query.fetch_all(&mut *tx).await.map_err(during(FINISH))?;
     let Some(row) = rows.first() else { return Ok(false) };
     let seq: i64 = get(row, "seq")?;
     if let Some(attempt) = attempt
@@ -212,21 +238,16 @@ async fn finish(tx: &mut Transaction<'static, Sqlite>, end: &Finish) -> Result<b
 }
 
 /// One that ran together with the head of its line: if it has not ended, it goes back to its place.
-async fn finish_other(
-    tx: &mut Transaction<'static, Sqlite>,
-    end: &Finish,
-    event: &Event,
-    disposition: &Disposition,
-) -> Result<(), Error> {
+async fn finish_other(tx: &mut Tx, end: &Finish, event: &Event, disposition: &Disposition) -> Result<(), Error> {
     let columns = Columns::of(disposition, end.now);
     let state = if disposition.is_final() { columns.state } else { 5 };
-    let query = sqlx::query(
+    let query = db::query(
         "UPDATE events SET state = $1, finished_at = $2, reason = COALESCE($3, reason), attempt = attempt - $4, claim_id = NULL
          WHERE id = $5 AND claim_id = $6 AND state = 7 RETURNING seq",
     );
     let query = query.bind(state).bind(columns.finished_at).bind(columns.reason).bind(columns.attempts_returned);
     let query = query.bind(event.id.to_string()).bind(end.claimed.claim.0);
-    let rows = query.fetch_all(&mut **tx).await.map_err(during(FINISH))?;
+    let rows = query.fetch_all(&mut *tx).await.map_err(during(FINISH))?;
     if let (Some(row), Some(attempt), 0) = (rows.first(), &end.attempt, columns.attempts_returned) {
         record(tx, get(row, "seq")?, (event, end.claimed.at), attempt, end.now).await?;
     }
@@ -234,20 +255,20 @@ async fn finish_other(
 }
 
 async fn record(
-    tx: &mut Transaction<'static, Sqlite>,
+    tx: &mut Tx,
     seq: i64,
     (event, started_at): (&Event, SystemTime),
     attempt: &AttemptEnd,
     now: SystemTime,
 ) -> Result<(), Error> {
     let error = attempt.failure.as_ref().map(json).transpose()?;
-    let query = sqlx::query(
+    let query = db::query(
         "INSERT INTO attempts (event_seq, number, invocation_id, error_json, started_at, finished_at)
          VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (event_seq, number) DO NOTHING",
     );
     let query = query.bind(seq).bind(i64::from(event.attempt)).bind(attempt.invocation.map(|id| id.to_string()));
     let query = query.bind(error).bind(millis(started_at)).bind(millis(now));
-    query.execute(&mut **tx).await.map(|_| ()).map_err(during(FINISH))
+    query.execute(&mut *tx).await.map(|_| ()).map_err(during(FINISH))
 }
 
 /// What a [`Disposition`] sets.

@@ -196,7 +196,7 @@ impl Queue {
             }
             Step::Finish { .. } | Step::Redrive { .. } => {}
             Step::Restart => {
-                store.release_claims().await.expect("release");
+                take_over(store).await;
                 for entry in &mut self.entries {
                     if let State::Claimed(_) = entry.state {
                         (entry.due, entry.state) = (entry.since, State::Queued);

@@ -1,16 +1,17 @@
-//! Opening the file: its mode, its settings, its migrations, and clear words where it is not ours.
+//! The file: its mode, its settings, and clear words where it is not ours.
 
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::SqlitePool;
-use sqlx::migrate::{MigrateError, Migrator};
+use sqlx::migrate::Migrator;
 use sqlx::sqlite::{SqliteAutoVacuum, SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use tokio::fs::OpenOptions;
 
-use super::queue::{Backlog, Writer};
-use super::{Error, Inner, QueueLimits, Store, during};
+use super::super::db::{self, Pool};
+use super::super::{Error, during};
+use super::{Pools, migrate};
 
 static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
 
@@ -25,22 +26,14 @@ const READER_CACHE: &str = "-16384";
 /// SQLite's code for a file with other contents (one that was damaged is 11).
 const NOT_A_DATABASE: &str = "26";
 
-impl Store {
-    /// Opens the store in this file, creating it (mode 0600) or bringing it up to date.
-    ///
-    /// # Errors
-    /// The file cannot be opened, is not ours, or was written by a newer chatfn.
-    pub async fn open(path: &Path, limits: QueueLimits) -> Result<Self, Error> {
-        create_private(path).await?;
-        let write = open_writer(path).await?;
-        migrate(path, &write).await?;
-        // After the migrations: a reader can neither create the file nor switch it to WAL.
-        let read = open_readers(path).await?;
-
-        let backlog = Backlog::open(&read, limits).await?;
-        let queue = Writer::start(write.clone(), backlog);
-        Ok(Self { inner: Arc::new(Inner { write, read, queue }) })
-    }
+pub async fn open(path: &Path) -> Result<Pools, Error> {
+    create_private(path).await?;
+    let write = open_writer(path).await?;
+    check_ours(path, &write).await?;
+    let write = Pool::Sqlite(write);
+    migrate(&path.display().to_string(), &MIGRATIONS, &write).await?;
+    // After the migrations: a reader can neither create the file nor switch it to WAL.
+    Ok(Pools { write, read: Pool::Sqlite(open_readers(path).await?) })
 }
 
 /// SQLite would create the file for everybody to read; its log and index files take the mode of this one.
@@ -80,32 +73,31 @@ fn pool(connections: u32) -> SqlitePoolOptions {
         .test_before_acquire(false)
 }
 
-async fn migrate(path: &Path, pool: &SqlitePool) -> Result<(), Error> {
+/// A file that holds tables of some other program's is left alone.
+async fn check_ours(path: &Path, pool: &SqlitePool) -> Result<(), Error> {
     let tables = "SELECT name FROM sqlite_schema WHERE type = 'table'";
-    let tables: Vec<String> = match sqlx::query_scalar(tables).fetch_all(pool).await {
+    let tables: Vec<String> = match db::query_scalar(tables).fetch_all(&Pool::Sqlite(pool.clone())).await {
         Ok(tables) => tables,
         Err(err) => return Err(not_a_database(path, &err).unwrap_or_else(|| during("read the schema")(err))),
     };
-    if !tables.is_empty() && !tables.iter().any(|name| name == "_sqlx_migrations") {
-        return Err(Error::NotADatabase(path.to_owned())); // Some other program's database.
+    match tables.is_empty() || tables.iter().any(|name| name == "_sqlx_migrations") {
+        true => Ok(()),
+        false => Err(Error::NotADatabase(path.display().to_string())),
     }
-    MIGRATIONS.run(pool).await.map_err(|err| match err {
-        MigrateError::VersionMissing(migration) => Error::Newer { path: path.to_owned(), migration },
-        err => Error::Migration { path: path.to_owned(), problem: err.to_string() },
-    })
 }
 
 fn not_a_database(path: &Path, err: &sqlx::Error) -> Option<Error> {
     let code = err.as_database_error()?.code()?;
-    (code == NOT_A_DATABASE).then(|| Error::NotADatabase(path.to_owned()))
+    (code == NOT_A_DATABASE).then(|| Error::NotADatabase(path.display().to_string()))
 }
 
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
 
-    use super::super::testing::{app, ready_version, store};
+    use super::super::super::testing::{app, ready_version, sqlite_store as store};
     use super::*;
+    use crate::store::{QueueLimits, Store};
 
     async fn refusal(path: &Path) -> String {
         Store::open(path, QueueLimits::default()).await.err().expect("a refusal").to_string()
@@ -118,18 +110,17 @@ mod tests {
             let mode = std::fs::metadata(dir.path().join(name)).expect(name).permissions().mode();
             assert_eq!(mode & 0o777, 0o600, "{name}");
         }
-        let pragma = async |sql: &'static str| -> i64 {
-            sqlx::query_scalar(sql).fetch_one(store.write()).await.expect("pragma")
-        };
+        let pragma =
+            async |sql: &'static str| -> i64 { db::query_scalar(sql).fetch_one(store.write()).await.expect("pragma") };
         assert_eq!(pragma("PRAGMA synchronous").await, 2, "FULL");
         assert_eq!(pragma("PRAGMA auto_vacuum").await, 2, "INCREMENTAL");
         assert_eq!(pragma("PRAGMA foreign_keys").await, 1);
         assert_eq!(pragma("PRAGMA cache_size").await, -65536);
         assert_eq!(pragma("PRAGMA busy_timeout").await, 5000);
         assert_eq!(pragma("PRAGMA journal_size_limit").await, 67_108_864);
-        let mode: String = sqlx::query_scalar("PRAGMA journal_mode").fetch_one(store.read()).await.expect("mode");
+        let mode: String = db::query_scalar("PRAGMA journal_mode").fetch_one(store.read()).await.expect("mode");
         assert_eq!(mode, "wal");
-        let refused = sqlx::query("DELETE FROM apps").execute(store.read()).await;
+        let refused = db::query("DELETE FROM apps").execute(store.read()).await;
         assert!(refused.is_err(), "a reader cannot write");
         store.shrink().await.expect("shrink");
     }
@@ -156,7 +147,7 @@ mod tests {
         let foreign = dir.path().join("foreign.db");
         let options = SqliteConnectOptions::new().filename(&foreign).create_if_missing(true);
         let other = pool(1).connect_with(options).await.expect("connect");
-        sqlx::query("CREATE TABLE t (x)").execute(&other).await.expect("create");
+        db::query("CREATE TABLE t (x)").execute(&Pool::Sqlite(other.clone())).await.expect("create");
         other.close().await;
         assert!(refusal(&foreign).await.contains("is not a chatfn database"));
 
@@ -169,7 +160,7 @@ mod tests {
         let (dir, store) = store().await;
         let newer = "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
                      VALUES (99999, 'from the future', TRUE, x'00', 0)";
-        sqlx::query(newer).execute(store.write()).await.expect("insert");
+        db::query(newer).execute(store.write()).await.expect("insert");
         store.close().await;
         let message = refusal(&dir.path().join("store.db")).await;
         assert!(message.contains("written by a newer chatfn (migration 99999"), "{message}");
