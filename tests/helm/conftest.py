@@ -1,7 +1,7 @@
 """What the tests share: the chart, rendered by Helm's own engine, and ways to look at what comes out."""
 
 import sys
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 import helm_python
@@ -27,9 +27,11 @@ class Rendered:
         self.values = chart().merge_values(values)
         files = chart().render(values, name=name, namespace=namespace)
         self.notes = next(text for path, text in files.items() if path.endswith("NOTES.txt"))
-        manifests = {path: text for path, text in files.items() if path.endswith(".yaml")}
-        self.text = "\n---\n".join(manifests.values())
-        self.objects = [thing for text in manifests.values() for thing in yaml.load_all(text, StrictLoader) if thing]
+        self.text = "\n---\n".join(text for path, text in files.items() if path.endswith(".yaml"))
+
+    @cached_property
+    def objects(self):
+        return [thing for thing in yaml.load_all(self.text, StrictLoader) if thing]
 
     def of(self, kind, suffix=None):
         """All of a kind, or the one whose name ends so."""

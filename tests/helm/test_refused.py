@@ -43,7 +43,7 @@ REFUSED = [
     ({"oidc": {"issuer": "https://login.example"}}, ["/oidc/audience"]),
     # Two at once: there is one key for who scales.
     ({"autoscaling": {"by": "cpu,queue"}}, ["/autoscaling/by", "'cpu'", "'queue'"]),
-    ({"autoscaling": {"cpu": True, "queue": True}}, ["/autoscaling", "'cpu', 'queue'"]),
+    ({"autoscaling": {"cpu": True, "queue": True}}, ["/autoscaling", "'cpu'", "'queue'"]),
 ]
 
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import tomllib
 
@@ -93,6 +94,8 @@ def binary():
 @pytest.fixture(scope="session")
 def certificates(tmp_path_factory):
     """A directory with what the Secrets would hold."""
+    if not shutil.which("openssl"):
+        pytest.skip("openssl, which makes the certificates, is not installed")
     directory = tmp_path_factory.mktemp("secrets")
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
