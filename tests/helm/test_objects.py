@@ -15,9 +15,9 @@ def selects(selector, labels):
 
 def test_a_pod_is_given_the_time_that_its_drain_takes(release):
     drain = release.values["drain"]
-    asked = drain["timeoutSeconds"] + STOP_SECONDS + drain["preStopSeconds"]
-    assert release.pod["terminationGracePeriodSeconds"] > asked
-    assert release.container["lifecycle"]["preStop"] == {"sleep": {"seconds": drain["preStopSeconds"]}}
+    before = release.container["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert before == drain.get("preStopSeconds", 40 if release.values["envoy"]["enabled"] else 5)
+    assert release.pod["terminationGracePeriodSeconds"] > drain["timeoutSeconds"] + STOP_SECONDS + before
     assert f'drain_timeout = "{drain["timeoutSeconds"]}s"' in release.settings_file
 
 

@@ -11,6 +11,7 @@
 {{- define "chatfn.envoy" -}}
 {{- $tls := .Values.tls.existingSecret -}}
 {{- $mutual := .Values.tls.clientCa.existingSecret -}}
+node: {id: {{ include "chatfn.fullname" . }}-envoy, cluster: {{ include "chatfn.fullname" . }}} # Secrets by file take a node with a name.
 admin:
   address: {socket_address: {address: 127.0.0.1, port_value: 9901}}
 overload_manager:
@@ -131,9 +132,10 @@ static_resources:
         cluster_name: admin
         endpoints: [{lb_endpoints: [{endpoint: {address: {socket_address: {address: 127.0.0.1, port_value: 9901}}}}]}]
     - name: chatfn
-      # The headless Service's name is every ready pod's address.
+      # The headless Service's name is every ready pod's address. Looked up every 5 s; a pod that is to end is no longer among them, and gets
+      # nothing new from then on although it is still well (see the service's preStop).
       type: STRICT_DNS
-      dns_refresh_rate: 5s
+      ignore_health_on_host_removal: true
       connect_timeout: 2s
       lb_policy: RING_HASH
       ring_hash_lb_config: {minimum_ring_size: 1024}
@@ -157,7 +159,8 @@ static_resources:
               connection_keepalive: {interval: 10s, timeout: 5s}
       health_checks:
         - timeout: 2s
-          interval: 5s
+          interval: 3s
+          no_traffic_interval: 3s
           unhealthy_threshold: 2
           healthy_threshold: 1
           # NOT_SERVING while a pod drains.
