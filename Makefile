@@ -1,18 +1,23 @@
 # Each target does all of its own set-up on a machine with Rust, Node.js >= 20 with npm, and a C compiler.
 
-.PHONY: demo test test-shim test-isolation test-cgroup-v2 check-aarch64 lint doc bench check-tools
+.PHONY: demo test test-shim test-helm test-isolation test-cgroup-v2 check-aarch64 lint doc bench check-tools
 
 ## Publish examples/login into a service of its own, invoke its functions, show what happened.
 demo: check-tools
 	cargo build --locked --bin chatfn
 	cargo run --locked --quiet --bin chatfn -- demo examples/login
 
-## All tests: the shim's, then the crate's (unit, architecture, end to end, attacks).
+## All tests: the shim's, the crate's (unit, architecture, end to end, attacks), then the chart's, which ask the program that was built.
 test: check-tools test-shim
 	cargo test --locked
+	@$(MAKE) --no-print-directory test-helm
 
 test-shim: check-tools
 	node --test node-shim/test/*.test.js
+
+## The Helm chart and the Containerfile: rendered, linted and validated for many values, and Envoy's part run in a real Envoy.
+test-helm:
+	scripts/test-helm
 
 ## Those tests that attack the service as a tenant, in every mode that this machine has; as root, for all of them.
 test-isolation: check-tools
