@@ -7,6 +7,7 @@
 //! Start reading at [`Store::open`], then [`queue`], where the promises about events are kept.
 
 mod apps;
+mod blobs;
 mod codec;
 mod credentials;
 mod functions;
@@ -28,6 +29,7 @@ use sqlx::{Sqlite, SqlitePool, Transaction};
 use crate::model::AppId;
 
 pub use apps::{App, AppChange};
+pub use blobs::{BeginBlob, VersionFiles};
 pub use credentials::{CreateCredential, Secret256};
 pub use functions::{FunctionRecord, FunctionVersionRecord, Sources};
 pub use history::{HistoryItem, InvocationFilter, LogFilter, LogPosition};
