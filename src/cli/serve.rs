@@ -24,6 +24,9 @@ pub struct Args {
     /// Directory for everything durable [default: chatfn-data]
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
+    /// What versions run from, for all replicas: s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or file:///DIR [default: in the data directory]
+    #[arg(long, value_name = "URL")]
+    artifacts: Option<String>,
     /// Configuration file [default: chatfn.toml, if it is there]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -46,6 +49,9 @@ impl Args {
         }
         if let Some(data_dir) = &self.data_dir {
             overrides.push(("data_dir".to_owned(), data_dir.display().to_string()));
+        }
+        if let Some(artifacts) = &self.artifacts {
+            overrides.push(("artifacts".to_owned(), artifacts.clone()));
         }
         if self.insecure_no_sandbox {
             overrides.push(("insecure_no_sandbox".to_owned(), "true".to_owned()));
@@ -70,6 +76,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         config.operator_token()?;
         crate::model::Catalogue::new(&config.trigger_types)?;
         crate::host::find_tools(&config)?;
+        config.artifacts.as_ref().map(crate::artifacts::Remote::open).transpose()?;
         println!("{}", serde_json::to_string_pretty(&config)?);
         return Ok(());
     }
