@@ -56,7 +56,6 @@ pub struct Service {
     invoker: Invoker,
     publisher: Publisher,
     serving: Serving,
-    blobs: Blobs,
     store: Store,
     stop_dispatch: CancellationToken,
     stop_server: CancellationToken,
@@ -169,12 +168,18 @@ impl Service {
             drain_timeout: config.drain_timeout,
             invoker,
             publisher: publisher.clone(),
-            blobs: blobs.clone(),
             serving: serving.clone(),
             store: store.clone(),
             dispatcher: tokio::spawn(dispatcher.run(stop_dispatch.clone())),
             history: history_task,
-            maintenance: tokio::spawn(maintain_all(store, serving, publisher.clone(), blobs.clone(), config.clone(), stop_dispatch.clone())),
+            maintenance: tokio::spawn(maintain_all(
+                store,
+                serving,
+                publisher.clone(),
+                blobs.clone(),
+                config.clone(),
+                stop_dispatch.clone(),
+            )),
             server: tokio::spawn(serve(listener, routes, stop_server.clone())),
             stop_dispatch,
             stop_server,
@@ -245,7 +250,7 @@ impl Service {
         }
         self.maintenance.abort();
         let _ = self.maintenance.await;
-        drop((self.invoker, self.publisher, self.serving, self.blobs));
+        drop((self.invoker, self.publisher, self.serving));
         self.stop_history.cancel();
         step("write the history", end - CLOSE_TIMEOUT / 2, async {
             let _ = self.history.await;

@@ -13,7 +13,6 @@ use std::time::{Duration, SystemTime};
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared as SharedFuture};
 use tokio::sync::{Notify, Semaphore};
-use tokio_util::task::TaskTracker;
 
 use super::remote::{Remote, RemoteError};
 use super::{Artifacts, Error, Held, LAYER_LINK, Manifest, link_layer, pack, unpack};
@@ -89,8 +88,6 @@ pub(super) struct Shared {
     fetches: Mutex<HashMap<FilesName, Fetch>>,
     fetching: Semaphore,
     packing: Semaphore,
-    /// They outlive whoever began them: a caller that hangs up must not undo what others wait for.
-    tasks: TaskTracker,
     /// Something came, and there may be too much now.
     pub came: Notify,
 }
@@ -113,7 +110,6 @@ impl Blobs {
             fetches: Mutex::default(),
             fetching: Semaphore::new(FETCHES_MAX),
             packing: Semaphore::new(PACKS_MAX),
-            tasks: TaskTracker::new(),
             came: Notify::new(),
         };
         Self { shared: Arc::new(shared) }
@@ -171,7 +167,9 @@ impl Blobs {
     /// It cannot be written; a version must not become READY then.
     pub async fn put(&self, names: &[FilesName]) -> Result<(), BlobsError> {
         for name in names {
-            self.put_one(name, false).await.inspect_err(|err| err.log("failed to put files into the artifact store", name))?;
+            self.put_one(name, false)
+                .await
+                .inspect_err(|err| err.log("failed to put files into the artifact store", name))?;
         }
         Ok(())
     }
@@ -214,7 +212,8 @@ impl Blobs {
             return running.clone();
         }
         let (this, of) = (self.clone(), name.clone());
-        let task = self.shared.tasks.spawn(async move {
+        // It outlives whoever began it: a caller that hangs up must not undo what others wait for.
+        let task = tokio::spawn(async move {
             let result = this.fetch_now(&of).await;
             if let Err(err) = &result {
                 err.log("failed to fetch from the artifact store", &of);
@@ -247,15 +246,15 @@ impl Blobs {
         self.counted(name).await
     }
 
-    /// `replace`: although a row says that it is there already.
-    pub(super) async fn put_one(&self, name: &FilesName, replace: bool) -> Result<(), BlobsError> {
+    /// Whether it had to be written. `replace`: although a row says that it is there already.
+    pub(super) async fn put_one(&self, name: &FilesName, replace: bool) -> Result<bool, BlobsError> {
         let shared = &self.shared;
-        let Some(remote) = &shared.remote else { return Ok(()) };
+        let Some(remote) = &shared.remote else { return Ok(false) };
         let mut replace = replace;
         if !replace && let Some(blob) = shared.store.touch_blob(name, SystemTime::now()).await? {
             // An object that somebody removed by hand is put again.
             match remote.has(&blob).await {
-                Ok(true) => return Ok(()),
+                Ok(true) => return Ok(false),
                 Ok(false) => replace = true,
                 Err(err) => return Err(of(name, err)),
             }
@@ -267,11 +266,11 @@ impl Blobs {
         let blob = blocking(move || artifacts.pack(&files, &into)).await??;
         for _ in 0..PUT_TRIES_MAX {
             if !self.begin(name, &blob, replace).await? {
-                return Ok(());
+                return Ok(false);
             }
             remote.put(&packed, &blob).await.map_err(|err| of(name, err))?;
             if shared.store.finish_blob(name, &blob, SystemTime::now()).await? {
-                return Ok(());
+                return Ok(true);
             }
         }
         Err(BlobsError::Contended(name.clone()))
@@ -290,12 +289,6 @@ impl Blobs {
             }
         }
         Err(BlobsError::Contended(name.clone()))
-    }
-
-    /// Resolves when nothing is fetched any more.
-    pub async fn idle(&self) {
-        self.shared.tasks.close();
-        self.shared.tasks.wait().await;
     }
 }
 

@@ -142,8 +142,7 @@ impl Blobs {
                 let lost = blob.as_ref().is_none_or(|blob| there.get(&blob.hash) != Some(&blob.size_bytes));
                 // One that was put since the listing is found by another look.
                 if lost && restored < RESTORED_MAX {
-                    self.put_one(&name, false).await?;
-                    restored += u32::from(blob.is_none());
+                    restored += u32::from(self.put_one(&name, false).await?);
                 }
                 drop(held);
             }

@@ -20,7 +20,12 @@ mod layers;
 mod manifest;
 mod pack;
 mod remote;
+#[cfg(test)]
+#[path = "../../tests/e2e/s3.rs"]
+mod s3;
 mod source_map;
+#[cfg(test)]
+mod testing;
 mod unpack;
 
 use std::collections::{BTreeMap, BTreeSet};

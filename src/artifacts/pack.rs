@@ -95,9 +95,8 @@ impl<W: Write> Packer<W> {
 
 /// Last first, as they are taken from the end.
 fn children(directory: &Path) -> Result<Vec<PathBuf>, Error> {
-    let listed = fs::read_dir(directory).and_then(|entries| {
-        entries.map(|entry| entry.map(|entry| entry.path())).collect::<io::Result<Vec<_>>>()
-    });
+    let listed = fs::read_dir(directory)
+        .and_then(|entries| entries.map(|entry| entry.map(|entry| entry.path())).collect::<io::Result<Vec<_>>>());
     let mut paths = listed.map_err(Error::at("read", directory))?;
     paths.sort_by(|one, other| other.cmp(one));
     Ok(paths)
@@ -157,7 +156,12 @@ mod tests {
     fn tree(order: &[usize], made_at: SystemTime) -> tempfile::TempDir {
         let root = tempfile::tempdir().expect("temp dir");
         let long = format!("node_modules/{}/{}", "d".repeat(120), "f".repeat(120));
-        let files = [("layer.json", "{}"), ("node_modules/ms/index.js", "1"), (long.as_str(), "long"), ("node_modules/b/cli.js", "#!")];
+        let files = [
+            ("layer.json", "{}"),
+            ("node_modules/ms/index.js", "1"),
+            (long.as_str(), "long"),
+            ("node_modules/b/cli.js", "#!"),
+        ];
         for at in order {
             let (name, content) = files[*at];
             let path = root.path().join(name);
@@ -185,7 +189,10 @@ mod tests {
         let (file, blob) = packed(tree(&[0, 1, 2, 3], now).path());
         assert_eq!(blob, packed(tree(&[3, 2, 1, 0], now - Duration::from_secs(1000)).path()).1);
         let bytes = fs::read(file.path()).expect("read");
-        assert_eq!((bytes.len() as u64, blake3::hash(&bytes).to_hex().to_string()), (blob.size_bytes, blob.hash.clone()));
+        assert_eq!(
+            (bytes.len() as u64, blake3::hash(&bytes).to_hex().to_string()),
+            (blob.size_bytes, blob.hash.clone())
+        );
         assert_eq!((blob.unpacked_bytes, blob.entries), (2 + 1 + 4 + 2, 4 + 5 + 1));
         let other = tree(&[0, 1, 2, 3], now);
         set_permissions(other.path().join("layer.json"), Permissions::from_mode(0o755)).expect("mode");
@@ -202,7 +209,11 @@ mod tests {
         let bin = target.path().join("node_modules/.bin/b");
         assert_eq!(fs::read_link(&bin).expect("a link"), Path::new("../b/cli.js"));
         let mode = |name: &str| fs::metadata(target.path().join(name)).expect("there").mode() & 0o7777;
-        assert_eq!((mode("node_modules/b/cli.js"), mode("node_modules/ms/index.js")), (0o755, 0o640), "set-uid is not kept");
+        assert_eq!(
+            (mode("node_modules/b/cli.js"), mode("node_modules/ms/index.js")),
+            (0o755, 0o640),
+            "set-uid is not kept"
+        );
     }
 
     #[test]

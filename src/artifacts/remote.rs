@@ -14,8 +14,8 @@ use object_store::local::LocalFileSystem;
 use object_store::path::Path as Key;
 use object_store::prefix::PrefixStore;
 use object_store::{
-    BackoffConfig, Error as StoreError, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload,
-    RetryConfig, WriteMultipart,
+    BackoffConfig, Error as StoreError, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload, RetryConfig,
+    WriteMultipart,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
@@ -79,7 +79,8 @@ impl Remote {
                 Arc::new(PrefixStore::new(store.map_err(fail)?, location.prefix.as_str()))
             }
             Place::Google { bucket } => {
-                let store = GoogleCloudStorageBuilder::from_env().with_bucket_name(bucket).with_retry(retries()).build();
+                let store =
+                    GoogleCloudStorageBuilder::from_env().with_bucket_name(bucket).with_retry(retries()).build();
                 Arc::new(PrefixStore::new(store.map_err(fail)?, location.prefix.as_str()))
             }
             Place::Directory(path) => {
@@ -88,6 +89,11 @@ impl Remote {
             }
         };
         Ok(Self { store, location: shown, part_bytes: PART_BYTES })
+    }
+
+    #[cfg(test)]
+    pub(super) fn with(store: Arc<dyn ObjectStore>, part_bytes: u64) -> Self {
+        Self { store, location: "s3://chatfn/test".to_owned(), part_bytes }
     }
 
     pub fn location(&self) -> &str {
@@ -106,7 +112,10 @@ impl Remote {
             let read = async { self.store.get(&key).await?.bytes().await };
             let read = self.call("read an object", read).await?;
             if read != content {
-                return Err(RemoteError::Away { verb: "read an object", detail: "it is not what was written".to_owned() });
+                return Err(RemoteError::Away {
+                    verb: "read an object",
+                    detail: "it is not what was written".to_owned(),
+                });
             }
             let list = async { self.store.list(Some(&Key::from("probe"))).take(1).try_collect::<Vec<_>>().await };
             self.call("list objects", list).await?;
@@ -134,7 +143,11 @@ impl Remote {
     /// Writes a packed file. What is there under its name already is the same: its name is its content's.
     pub(super) async fn put(&self, packed: &Path, blob: &Blob) -> Result<(), RemoteError> {
         let put = async {
-            if blob.size_bytes > 2 * self.part_bytes { self.put_large(packed, blob).await } else { self.put_small(packed, blob).await }
+            if blob.size_bytes > 2 * self.part_bytes {
+                self.put_large(packed, blob).await
+            } else {
+                self.put_small(packed, blob).await
+            }
         };
         timeout(TRANSFER_TIMEOUT, put).await.unwrap_or_else(|_| Err(timed_out("write an object")))
     }
@@ -150,9 +163,9 @@ impl Remote {
             Ok(_) => Ok(()),
             Err(StoreError::AlreadyExists { .. }) if self.has(blob).await? => Ok(()),
             // Half an object, or a store that cannot write on condition: the content is the same whoever writes it.
-            Err(StoreError::AlreadyExists { .. } | StoreError::NotImplemented { .. } | StoreError::NotSupported { .. }) => {
-                put(PutMode::Overwrite).await.map(|_| ()).map_err(|err| classify(verb, &key, &err))
-            }
+            Err(
+                StoreError::AlreadyExists { .. } | StoreError::NotImplemented { .. } | StoreError::NotSupported { .. },
+            ) => put(PutMode::Overwrite).await.map(|_| ()).map_err(|err| classify(verb, &key, &err)),
             Err(err) => Err(classify(verb, &key, &err)),
         }
     }
@@ -228,7 +241,8 @@ impl Remote {
         let listed = listed.map_err(|err| classify("list objects", &Key::from(BLOBS), &err));
         let listed = listed.try_filter_map(|meta| async move {
             let hash = meta.location.filename().and_then(hash_of).map(str::to_owned);
-            let modified = UNIX_EPOCH + Duration::from_millis(u64::try_from(meta.last_modified.timestamp_millis()).unwrap_or(0));
+            let modified =
+                UNIX_EPOCH + Duration::from_millis(u64::try_from(meta.last_modified.timestamp_millis()).unwrap_or(0));
             Ok(hash.map(|hash| Listed { hash, size_bytes: meta.size, modified }))
         });
         listed.boxed()

@@ -55,7 +55,8 @@ struct Unpacker<'a> {
 
 impl Unpacker<'_> {
     fn add(&mut self, entry: &mut Entry<'_, impl Read>) -> io::Result<()> {
-        self.entries_left = self.entries_left.checked_sub(1).ok_or_else(|| refused("more entries than it should have"))?;
+        self.entries_left =
+            self.entries_left.checked_sub(1).ok_or_else(|| refused("more entries than it should have"))?;
         let name = inside(&entry.path_bytes())?;
         // Each directory comes before what is in it, as packed; so nothing is written through a link, or made on the way.
         let parent = name.parent().unwrap_or(Path::new(""));
@@ -147,7 +148,8 @@ struct AtMost<R> {
 impl<R: Read> Read for AtMost<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.inner.read(buffer)?;
-        self.left = self.left.checked_sub(read as u64).ok_or_else(|| refused("the archive is larger than it should be"))?;
+        self.left =
+            self.left.checked_sub(read as u64).ok_or_else(|| refused("the archive is larger than it should be"))?;
         Ok(read)
     }
 }
@@ -233,7 +235,9 @@ mod tests {
         assert!(refusal(&[link, file("l/x", b"1")]).contains("no directory"));
         assert!(refusal(&[file("l", b"1"), file("l", b"2")]).contains("exists"));
         let directory = ("l", EntryType::Directory, 0o755, &b""[..], "");
-        assert!(exactly(&[directory, link, file("l/x", b"1")], 1, 3).expect_err("twice").to_string().contains("exists"));
+        assert!(
+            exactly(&[directory, link, file("l/x", b"1")], 1, 3).expect_err("twice").to_string().contains("exists")
+        );
         assert_eq!(fs::read_dir(outside.path()).expect("read").count(), 0);
     }
 

@@ -55,7 +55,8 @@ impl FromStr for Location {
         if bucket.is_empty() || !bucket.chars().all(|c| c.is_ascii_alphanumeric() || "-._".contains(c)) {
             return fail("not a bucket's name");
         }
-        let plain = |part: &str| !part.is_empty() && part.chars().all(|c| c.is_ascii_alphanumeric() || "-._".contains(c));
+        let plain =
+            |part: &str| !part.is_empty() && part.chars().all(|c| c.is_ascii_alphanumeric() || "-._".contains(c));
         if !prefix.is_empty() && !prefix.split('/').all(plain) {
             return fail("a prefix is made of letters, digits, `-`, `.` and `_` between slashes");
         }
@@ -109,9 +110,22 @@ mod tests {
     #[test]
     fn what_is_none_is_refused_and_told_how_to_write_it() {
         let refused = [
-            "bucket", "s3://", "s3:bucket", "s3:///prefix", "https://bucket/x", "s3://key:secret@bucket", "s3://key@bucket/x",
-            "s3://bucket:9000/x", "s3://bucket/a//b", "s3://bucket/a b", "s3://bucket/x?region=y", "s3://bucket/x#y", "file://host/x",
-            "memory:///", "gs://", "",
+            "bucket",
+            "s3://",
+            "s3:bucket",
+            "s3:///prefix",
+            "https://bucket/x",
+            "s3://key:secret@bucket",
+            "s3://key@bucket/x",
+            "s3://bucket:9000/x",
+            "s3://bucket/a//b",
+            "s3://bucket/a b",
+            "s3://bucket/x?region=y",
+            "s3://bucket/x#y",
+            "file://host/x",
+            "memory:///",
+            "gs://",
+            "",
         ];
         for text in refused {
             let err = text.parse::<Location>().expect_err(text).to_string();

@@ -144,11 +144,7 @@ impl Store {
     }
 
     /// The READY versions of all apps, in pages: what comes after this one.
-    pub async fn version_files(
-        &self,
-        after: Option<&VersionFiles>,
-        limit: u32,
-    ) -> Result<Vec<VersionFiles>, Error> {
+    pub async fn version_files(&self, after: Option<&VersionFiles>, limit: u32) -> Result<Vec<VersionFiles>, Error> {
         let sql = "SELECT app_id, number, digest, layer FROM versions
                    WHERE state = 1 AND (app_id > $1 OR (app_id = $1 AND number > $2))
                    ORDER BY app_id, number LIMIT $3";

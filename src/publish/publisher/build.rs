@@ -123,7 +123,8 @@ impl Publisher {
         progress: &Progress,
     ) -> Result<(), Error> {
         let shared = &self.shared;
-        let layer = (!version.layer.is_empty()).then(|| shared.blobs.artifacts().layer_directory(&version.app, &version.layer));
+        let layer =
+            (!version.layer.is_empty()).then(|| shared.blobs.artifacts().layer_directory(&version.app, &version.layer));
         let declarations =
             declarations(&shared.catalogue, Sdk::of(&shared.settings.sdk).as_ref(), project.environment.keys());
         let subject = Subject { project, declarations: &declarations, layer };
