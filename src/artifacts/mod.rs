@@ -12,6 +12,8 @@
 //! Links are relative, so that the data directory can be moved, and a sandbox can mount a tree and its layer side by side.
 //! A directory appears under its final name complete and synced, or not at all; it is never written again. Which of them count
 //! is the store's knowledge: [`Artifacts::sweep`] removes the others.
+//!
+//! Where replicas share an artifact store, these directories are what a node has at hand of it: see [`Blobs`].
 
 mod blobs;
 mod cache;

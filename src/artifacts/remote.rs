@@ -40,7 +40,7 @@ const DETAIL_BYTES_MAX: usize = 500;
 pub struct Remote {
     store: Arc<dyn ObjectStore>,
     location: String,
-    /// Of a part; smaller in tests.
+    /// Of a part that is read; smaller in tests. (Those that are written must be of 5 MiB or more.)
     part_bytes: u64,
 }
 
@@ -143,7 +143,7 @@ impl Remote {
     /// Writes a packed file. What is there under its name already is the same: its name is its content's.
     pub(super) async fn put(&self, packed: &Path, blob: &Blob) -> Result<(), RemoteError> {
         let put = async {
-            if blob.size_bytes > 2 * self.part_bytes {
+            if blob.size_bytes > 2 * PART_BYTES {
                 self.put_large(packed, blob).await
             } else {
                 self.put_small(packed, blob).await
@@ -177,7 +177,7 @@ impl Remote {
         }
         let failed = |err: StoreError| classify(verb, &key, &err);
         let upload = self.call(verb, self.store.put_multipart(&key)).await?;
-        let part = usize::try_from(self.part_bytes).unwrap_or(usize::MAX);
+        let part = usize::try_from(PART_BYTES).unwrap_or(usize::MAX);
         let mut upload = WriteMultipart::new_with_chunk_size(upload, part);
         let mut file = tokio::fs::File::open(packed).await.map_err(disk("read a packed file"))?;
         let mut buffer = vec![0; 256 << 10];

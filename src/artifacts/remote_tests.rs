@@ -26,7 +26,8 @@ async fn an_object_is_written_once_and_read_back_whatever_its_size() {
     let server = S3Server::start();
     let remote = remote(&server, SECRET_KEY);
     let part = usize::try_from(PART_BYTES).expect("small");
-    for size in [0, 1, part, 2 * part, 2 * part + 1, 7 * part + 5] {
+    let large = usize::try_from(2 * super::PART_BYTES + 1).expect("small");
+    for size in [0, 1, part, 2 * part, 7 * part + 5, large] {
         let bytes: Vec<u8> = (0..size).map(|at| (at % 251) as u8).collect();
         let (blob, packed) = (blob_of(&bytes), file(&bytes));
         assert!(!remote.has(&blob).await.expect("looks"));
