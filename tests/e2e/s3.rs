@@ -67,6 +67,7 @@ impl S3Server {
         }
     }
 
+    #[allow(dead_code, reason = "counted in the unit tests")]
     pub fn reads(&self) -> usize {
         self.reads.load(Ordering::Relaxed)
     }
