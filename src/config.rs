@@ -1,5 +1,6 @@
 //! One `Config`: flags over `CHATFN_*` variables over `chatfn.toml`, checked before anything starts.
 
+pub mod artifacts;
 mod check;
 mod database_url;
 mod environment;
@@ -12,6 +13,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use artifacts::Location;
 use environment::Environment;
 
 pub use database_url::DatabaseUrl;
@@ -131,6 +133,15 @@ pub struct Config {
     /// For one run of the TypeScript compiler, which checks types where a publish asks for it.
     #[serde(with = "duration")]
     pub typecheck_timeout: Duration,
+
+    /// Where all replicas find what versions run from: `s3://BUCKET/PREFIX`, `gs://BUCKET/PREFIX` or `file:///DIRECTORY`; credentials
+    /// come from the environment. Default: it stays in the data directory. See [docs/artifacts.md](docs/artifacts.md).
+    pub artifacts: Option<Location>,
+    /// With `artifacts`: how much of it the data directory keeps at hand. What runs or is being built stays in any case.
+    pub artifacts_cache_bytes_max: u64,
+    /// With `artifacts`: what no version uses stays there for so long, at least.
+    #[serde(with = "duration")]
+    pub artifacts_grace: Duration,
 
     /// On SIGTERM: how long running invocations and publishes may take to finish. Ten seconds later the service has ended in any case.
     #[serde(with = "duration")]
@@ -267,6 +278,9 @@ impl Default for Config {
             typecheck_timeout: Duration::from_secs(60),
             install_bytes_max: 1 << 30,
             install_files_max: 200_000,
+            artifacts: None,
+            artifacts_cache_bytes_max: 10 << 30,
+            artifacts_grace: Duration::from_secs(24 * 3600),
             drain_timeout: Duration::from_secs(30),
             isolation: Isolation::default(),
             egress: Egress::default(),

@@ -17,7 +17,7 @@ use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 
 use crate::api::{self, Auth, MessageLimits, Services};
-use crate::artifacts::Artifacts;
+use crate::artifacts::{Artifacts, Blobs, BlobsSettings, Remote};
 use crate::config::Config;
 use crate::dispatch::{self, Dispatcher};
 use crate::drain::Drain;
@@ -44,6 +44,7 @@ const CONNECTIONS_TIMEOUT: Duration = Duration::from_secs(2);
 /// HTTP/2 keepalive: a client that is half gone is noticed.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(60);
+const SWEEP_INTERVAL: Duration = Duration::from_secs(3600);
 /// Rows removed in one transaction, so that writers in between wait little.
 const PURGE_BATCH: u32 = 1000;
 
@@ -82,6 +83,7 @@ impl Service {
         let node_version = host::check_node(&sandbox).await?;
         let store = Store::open(database(config, &data)?, queue_limits(config)).await?;
         replicas::join(&store).await?;
+        let blobs = Blobs::new(artifacts.clone(), store.clone(), open_remote(config).await?, blobs_settings(config));
         let auth = Auth::open(store.clone(), token.as_deref()).await?;
         let stop_history = CancellationToken::new();
         let (history, history_task) = History::start(store.clone(), config.log_line_bytes_max, stop_history.clone());
@@ -90,7 +92,7 @@ impl Service {
         let budget = MemoryBudget::new(config.memory_budget());
         let serving = Serving::open(
             store.clone(),
-            artifacts.clone(),
+            blobs.clone(),
             workers,
             node_version.clone(),
             pool_settings(config),
@@ -120,7 +122,7 @@ impl Service {
         };
         let publisher = Publisher::new(
             store.clone(),
-            artifacts,
+            blobs.clone(),
             serving.clone(),
             Arc::clone(&catalogue),
             installer,
@@ -169,12 +171,19 @@ impl Service {
             drain,
             drain_timeout: config.drain_timeout,
             invoker,
-            publisher,
+            publisher: publisher.clone(),
             serving: serving.clone(),
             store: store.clone(),
             dispatcher: tokio::spawn(dispatcher.run(stop_dispatch.clone())),
             history: history_task,
-            maintenance: tokio::spawn(maintain(store, serving, config.clone(), stop_dispatch.clone())),
+            maintenance: tokio::spawn(maintain_all(
+                store,
+                serving,
+                publisher.clone(),
+                blobs.clone(),
+                config.clone(),
+                stop_dispatch.clone(),
+            )),
             replicas: tokio::spawn(watch),
             server: tokio::spawn(serve(listener, routes, stop_server.clone())),
             stop_dispatch,
@@ -287,6 +296,45 @@ async fn serve(
         .add_routes(routes)
         .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), stop.cancelled_owned())
         .await
+}
+
+async fn maintain_all(
+    store: Store,
+    serving: Serving,
+    publisher: Publisher,
+    blobs: Blobs,
+    config: Config,
+    stop: CancellationToken,
+) {
+    let sweep = sweep_files(&publisher, &blobs, stop.clone());
+    tokio::join!(maintain(store, serving, config, stop.clone()), blobs.maintain(stop), sweep);
+}
+
+/// Of versions that were deleted on another replica. Those deleted here are swept at once.
+async fn sweep_files(publisher: &Publisher, blobs: &Blobs, stop: CancellationToken) {
+    if !blobs.are_shared() {
+        return;
+    }
+    let mut ticks = interval(SWEEP_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks.tick().await; // The start has swept already.
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = ticks.tick() => publisher.sweep_all().await,
+        }
+    }
+}
+
+async fn open_remote(config: &Config) -> anyhow::Result<Option<Remote>> {
+    let Some(location) = &config.artifacts else { return Ok(None) };
+    let remote = Remote::open(location)?;
+    remote.probe().await?;
+    Ok(Some(remote))
+}
+
+fn blobs_settings(config: &Config) -> BlobsSettings {
+    BlobsSettings { cache_bytes_max: config.artifacts_cache_bytes_max, grace: config.artifacts_grace }
 }
 
 /// Keeps what grows in bounds.

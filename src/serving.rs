@@ -9,8 +9,8 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::artifacts::{self, Artifacts, Manifest};
-use crate::model::{AppId, LogLine, Version, VersionNumber, VersionState};
+use crate::artifacts::{self, Blobs, BlobsError, Held, Manifest};
+use crate::model::{AppId, FilesName, LogLine, Version, VersionNumber, VersionState};
 use crate::pool::{self, Figures, MemoryBudget, Pool, Reserve, ReserveSettings};
 use crate::store::{self, Activation, ActiveVersion, Store};
 use crate::worker::{self, Lookup, Paths, Program, Renamed};
@@ -30,6 +30,8 @@ pub enum Error {
     Store(#[from] store::Error),
     #[error("load an artifact: {0}")]
     Artifact(Arc<artifacts::Error>),
+    #[error(transparent)]
+    Blobs(#[from] BlobsError),
 }
 
 /// A version with its pool.
@@ -48,7 +50,7 @@ pub struct Serving {
 
 struct Shared {
     store: Store,
-    artifacts: Artifacts,
+    blobs: Blobs,
     workers: Arc<worker::Config>,
     /// Of the Node that runs them.
     node_version: String,
@@ -111,7 +113,7 @@ impl Serving {
     /// The store cannot be read.
     pub async fn open(
         store: Store,
-        artifacts: Artifacts,
+        blobs: Blobs,
         workers: Arc<worker::Config>,
         node_version: String,
         settings: pool::Settings,
@@ -131,7 +133,7 @@ impl Serving {
         });
         let shared = Shared {
             store,
-            artifacts,
+            blobs,
             workers,
             node_version,
             settings,
@@ -200,12 +202,14 @@ impl Serving {
     }
 
     async fn load(&self, app: &AppId, number: VersionNumber) -> Result<Arc<Served>, Error> {
+        // Before the lock: what one app waits for, another must not.
+        let _files = self.at_hand(app, number).await?;
         let _one_at_a_time = self.shared.loading.lock().await;
         let key = (app.clone(), number);
         if let Some(served) = self.routes().loaded.get(&key) {
             return Ok(served.touched());
         }
-        let (version, environment, manifest) = self.program(app, number).await?;
+        let (version, environment, manifest) = self.read(app, number).await?;
         self.warn_of_another_node(&version);
         let served = self.prepare(version, environment, &manifest);
         self.routes().loaded.insert(key, Arc::clone(&served));
@@ -239,11 +243,34 @@ impl Serving {
         self.start_pool(Arc::new(workers), version, environment, manifest)
     }
 
-    /// What a READY version runs from.
+    /// What a READY version runs from, and its files at hand as long as the last of it is kept.
     ///
     /// # Errors
     /// It does not exist, is not READY, or cannot be loaded.
     pub async fn program(
+        &self,
+        app: &AppId,
+        number: VersionNumber,
+    ) -> Result<(Version, BTreeMap<String, String>, Manifest, Option<Held>), Error> {
+        let held = self.at_hand(app, number).await?;
+        let (version, environment, manifest) = self.read(app, number).await?;
+        Ok((version, environment, manifest, held))
+    }
+
+    /// Fetches a version's files, if they are elsewhere.
+    async fn at_hand(&self, app: &AppId, number: VersionNumber) -> Result<Option<Held>, Error> {
+        if !self.shared.blobs.are_shared() {
+            return Ok(None);
+        }
+        // Whatever is wrong with the version is told by whoever reads it.
+        let version = self.shared.store.version(app, number).await?;
+        match version.filter(|version| version.state == VersionState::Ready) {
+            Some(version) => Ok(Some(self.shared.blobs.get(app, &version.digest).await?)),
+            None => Ok(None),
+        }
+    }
+
+    async fn read(
         &self,
         app: &AppId,
         number: VersionNumber,
@@ -258,7 +285,7 @@ impl Serving {
             return Err(Error::NotReady { app: app.clone(), number });
         }
         let environment = self.shared.store.environment(app, number).await?;
-        let manifest = self.shared.artifacts.manifest(app, &version.digest);
+        let manifest = self.shared.blobs.artifacts().manifest(app, &version.digest);
         Ok((version, environment, manifest.map_err(|err| Error::Artifact(Arc::new(err)))?))
     }
 
@@ -294,8 +321,11 @@ impl Serving {
         manifest: &Manifest,
     ) -> Arc<Served> {
         let shared = &self.shared;
-        let directory = shared.artifacts.tree(&version.app, &version.digest);
-        let layer = manifest.layer.as_ref().map(|key| shared.artifacts.layer_directory(&version.app, key));
+        let artifacts = shared.blobs.artifacts();
+        let layer_name = manifest.layer.as_ref().map(|key| FilesName::layer(&version.app, key));
+        let held = artifacts.hold([FilesName::artifact(&version.app, &version.digest)].into_iter().chain(layer_name));
+        let directory = artifacts.tree(&version.app, &version.digest);
+        let layer = manifest.layer.as_ref().map(|key| artifacts.layer_directory(&version.app, key));
         let mut program = Program {
             app: version.app.clone(),
             version: version.number,
@@ -325,6 +355,7 @@ impl Serving {
         }
         shared.supervisors.spawn(async move {
             let _ended = ended.drop_guard();
+            let _files = held; // Dropped before it is told that the pool has ended.
             if let Err(err) = supervisor.await {
                 tracing::error!(%err, "a pool's supervisor panicked");
             }

@@ -4,13 +4,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Bottom first: a module may import those that stand before it.
-const LAYERS: [&[&str]; 14] = [
+const LAYERS: [&[&str]; 15] = [
     &["model"],
     &["sandbox", "declarations"],
     &["config"],
     &["host"],
     &["worker", "telemetry", "drain"],
-    &["pool", "store", "artifacts"],
+    &["pool", "store"],
+    &["artifacts"],
     &["history"],
     &["serving"],
     &["trial", "replicas"],

@@ -9,6 +9,7 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
 use super::auth::{Denied, Refused};
+use crate::artifacts::BlobsError;
 use crate::model::{IdError, NoClientId, UnknownScope};
 use crate::publish::{InstallError, TypeCheckError};
 use crate::{invoke, publish, serving, store};
@@ -135,6 +136,22 @@ impl From<serving::Error> for Status {
             }
             serving::Error::Store(err) => err.into(),
             serving::Error::Artifact(err) => internal(&err),
+            serving::Error::Blobs(err) => err.into(),
+        }
+    }
+}
+
+impl From<BlobsError> for Status {
+    fn from(err: BlobsError) -> Self {
+        // What happened at the artifact store was logged there.
+        let message = err.to_string();
+        match err {
+            BlobsError::Away { .. } => with_retry(Code::Unavailable, "ARTIFACT_STORE_UNAVAILABLE", message),
+            BlobsError::Contended(_) => with_retry(Code::Unavailable, "ARTIFACT_STORE_CONTENDED", message),
+            BlobsError::Damaged { .. } => with_reason(Code::Internal, "ARTIFACT_DAMAGED", message),
+            BlobsError::Missing { .. } => with_reason(Code::Internal, "ARTIFACT_MISSING", message),
+            BlobsError::Store(err) => err.into(),
+            BlobsError::Local(_) | BlobsError::Panicked => internal(&message),
         }
     }
 }
@@ -194,6 +211,7 @@ impl From<publish::Error> for Status {
             publish::Error::Draining => draining(),
             publish::Error::DiskFull(_) => failed("DISK_FULL"),
             publish::Error::Store(err) => err.into(),
+            publish::Error::Blobs(err) => err.into(),
             publish::Error::Artifact(_) | publish::Error::Internal => internal(&message),
         }
     }

@@ -12,10 +12,23 @@
 //! Links are relative, so that the data directory can be moved, and a sandbox can mount a tree and its layer side by side.
 //! A directory appears under its final name complete and synced, or not at all; it is never written again. Which of them count
 //! is the store's knowledge: [`Artifacts::sweep`] removes the others.
+//!
+//! Where replicas share an artifact store, these directories are what a node has at hand of it: see [`Blobs`].
 
+mod blobs;
+mod cache;
+mod collect;
 mod layers;
 mod manifest;
+mod pack;
+mod remote;
+#[cfg(test)]
+#[path = "../../tests/e2e/s3.rs"]
+mod s3;
 mod source_map;
+#[cfg(test)]
+mod testing;
+mod unpack;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -23,21 +36,28 @@ use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, symlink};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use tempfile::TempDir;
 
-use crate::model::AppId;
+use crate::model::{AppId, FilesKind, FilesName};
 use crate::sandbox::open_up;
 
+pub use blobs::{Blobs, BlobsError, BlobsSettings};
+pub use cache::Held;
 pub use layers::{Layer, LayerKey, measure, platform};
 pub use manifest::{Manifest, Unit};
+pub use remote::Remote;
 pub use source_map::SourceMap;
+
+const LAYER_LINK: &str = "layer";
 
 /// The data directory's files. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Artifacts {
     root: PathBuf,
+    index: Arc<Mutex<cache::Index>>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -64,7 +84,7 @@ impl Artifacts {
     /// # Errors
     /// The data directory cannot be written.
     pub fn open(data_directory: &Path) -> Result<Self, Error> {
-        let artifacts = Self { root: data_directory.to_owned() };
+        let artifacts = Self { root: data_directory.to_owned(), index: Arc::default() };
         let tmp = artifacts.tmp();
         if tmp.exists() {
             open_up(&tmp).and_then(|()| fs::remove_dir_all(&tmp)).map_err(Error::at("empty", &tmp))?;
@@ -107,9 +127,16 @@ impl Artifacts {
         self.keep(staged, &self.tool(name))
     }
 
+    fn directory(&self, of: &FilesName) -> PathBuf {
+        let kind = match of.kind {
+            FilesKind::Artifact => "artifacts",
+            FilesKind::Layer => "layers",
+        };
+        self.root.join(kind).join(of.app.as_str()).join(&of.name)
+    }
+
     fn artifact(&self, app: &AppId, digest: &str) -> PathBuf {
-        let name = digest.strip_prefix("blake3:").unwrap_or(digest);
-        self.root.join("artifacts").join(app.as_str()).join(name)
+        self.directory(&FilesName::artifact(app, digest))
     }
 
     /// The directory that a worker of this artifact starts in.
@@ -141,12 +168,9 @@ impl Artifacts {
             write_file(&tree.join(path), content)?;
         }
         if let Some(layer) = &manifest.layer {
-            let target = Path::new("../../../layers").join(app.as_str()).join(layer);
-            for (link, target) in
-                [(staged.path().join("layer"), target), (tree.join("node_modules"), "../layer/node_modules".into())]
-            {
-                symlink(target, &link).map_err(Error::at("link", &link))?;
-            }
+            link_layer(staged.path(), app, layer)?;
+            let link = tree.join("node_modules");
+            symlink("../layer/node_modules", &link).map_err(Error::at("link", &link))?;
         }
         write_file(&staged.path().join("spec.json"), spec)?;
         write_file(&staged.path().join("manifest.json"), &manifest.to_json())?;
@@ -205,8 +229,8 @@ impl Artifacts {
     /// A directory could not be read or removed.
     pub fn sweep(&self, app: &AppId, digests: &BTreeSet<String>, layers: &BTreeSet<String>) -> Result<(), Error> {
         let names: BTreeSet<&str> = digests.iter().map(|digest| digest.trim_start_matches("blake3:")).collect();
-        self.remove_others("artifacts", app, &|name| names.contains(name))?;
-        self.remove_others("layers", app, &|name| layers.contains(name))
+        self.remove_others(FilesKind::Artifact, app, &|name| names.contains(name))?;
+        self.remove_others(FilesKind::Layer, app, &|name| layers.contains(name))
     }
 
     /// The apps that have files.
@@ -216,28 +240,20 @@ impl Artifacts {
         entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
     }
 
-    fn remove_others(&self, kind: &str, app: &AppId, in_use: &dyn Fn(&str) -> bool) -> Result<(), Error> {
-        let parent = self.root.join(kind).join(app.as_str());
+    fn remove_others(&self, kind: FilesKind, app: &AppId, in_use: &dyn Fn(&str) -> bool) -> Result<(), Error> {
+        let of = |name: &str| FilesName { kind, app: app.clone(), name: name.to_owned() };
+        let parent = self.directory(&of(""));
         let entries = match fs::read_dir(&parent) {
             Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(()),
             entries => entries.map_err(Error::at("read", &parent))?,
         };
-        let mut left = false;
         for entry in entries {
             let entry = entry.map_err(Error::at("read", &parent))?;
-            if entry.file_name().to_str().is_some_and(in_use) {
-                left = true;
-                continue;
+            if let Some(name) = entry.file_name().to_str().filter(|name| !in_use(name)) {
+                self.remove(&of(name))?;
             }
-            // Out of its name first: a crash half-way leaves garbage in tmp, not half an artifact.
-            let doomed = self.stage("doomed-")?;
-            let target = doomed.path().join("it");
-            fs::rename(entry.path(), &target).map_err(Error::at("remove", &parent))?;
-            doomed.close().map_err(Error::at("remove", &parent))?;
         }
-        if !left {
-            let _ = fs::remove_dir(&parent);
-        }
+        let _ = fs::remove_dir(&parent); // Unless something is left.
         Ok(())
     }
 }
@@ -247,6 +263,13 @@ impl Artifacts {
 pub struct Stored {
     pub digest: String,
     pub size_bytes: u64,
+}
+
+/// The link that leads out of an artifact. It names the app, so it is no part of what is packed.
+fn link_layer(artifact: &Path, app: &AppId, layer: &str) -> Result<(), Error> {
+    let link = artifact.join(LAYER_LINK);
+    let target = Path::new("../../../layers").join(app.as_str()).join(layer);
+    symlink(target, &link).map_err(Error::at("link", &link))
 }
 
 fn write_file(path: &Path, content: &[u8]) -> Result<(), Error> {

@@ -27,6 +27,9 @@ pub struct Args {
     /// PostgreSQL for many replicas, postgres://… (safer as the variable CHATFN_DATABASE_URL) [default: SQLite in the data directory]
     #[arg(long, value_name = "URL")]
     database_url: Option<String>,
+    /// What versions run from, for all replicas: s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or file:///DIR [default: in the data directory]
+    #[arg(long, value_name = "URL")]
+    artifacts: Option<String>,
     /// Configuration file [default: chatfn.toml, if it is there]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -53,6 +56,9 @@ impl Args {
         if let Some(url) = &self.database_url {
             overrides.push(("database_url".to_owned(), url.clone()));
         }
+        if let Some(artifacts) = &self.artifacts {
+            overrides.push(("artifacts".to_owned(), artifacts.clone()));
+        }
         if self.insecure_no_sandbox {
             overrides.push(("insecure_no_sandbox".to_owned(), "true".to_owned()));
         }
@@ -77,6 +83,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         crate::model::Catalogue::new(&config.trigger_types)?;
         crate::host::find_tools(&config)?;
         service::database(&config, &config.data_dir)?;
+        config.artifacts.as_ref().map(crate::artifacts::Remote::open).transpose()?;
         println!("{}", serde_json::to_string_pretty(&config)?);
         return Ok(());
     }

@@ -56,11 +56,12 @@ impl Config {
             ("builds_waiting_max", self.builds_waiting_max as u64, 1..=100_000),
             ("install_bytes_max", self.install_bytes_max, 1..=1 << 40),
             ("install_files_max", self.install_files_max, 1..=10_000_000),
+            ("artifacts_cache_bytes_max", self.artifacts_cache_bytes_max, 1..=1 << 50),
         ]
     }
 
     /// With the least each may be.
-    fn spans(&self) -> [(&'static str, Duration, Duration); 11] {
+    fn spans(&self) -> [(&'static str, Duration, Duration); 12] {
         [
             ("idempotency_window", self.idempotency_window, Duration::ZERO),
             ("database_timeout", self.database_timeout, MOMENT),
@@ -73,6 +74,7 @@ impl Config {
             ("install_timeout", self.install_timeout, MOMENT),
             ("typecheck_timeout", self.typecheck_timeout, MOMENT),
             ("drain_timeout", self.drain_timeout, MOMENT),
+            ("artifacts_grace", self.artifacts_grace, MOMENT),
         ]
     }
 }
@@ -142,6 +144,8 @@ mod tests {
             ("builds_waiting_max", ["1", "100000"], ["0", "18446744073709551615"]),
             ("install_bytes_max", ["1", "1099511627776"], ["0", "18446744073709551615"]),
             ("install_files_max", ["1", "10000000"], ["0", "18446744073709551615"]),
+            ("artifacts_cache_bytes_max", ["1", "1125899906842624"], ["0", "18446744073709551615"]),
+            ("artifacts_grace", ["1ms", "3650days"], ["0s", "18446744073709551615s"]),
             ("idempotency_window", ["0s", "3650days"], ["-1s", "3651days"]),
             ("wait_max", ["1ms", "3650days"], ["0s", "18446744073709551615s"]),
             ("ready_timeout", ["1ms", "3650days"], ["0s", "18446744073709551615s"]),

@@ -252,8 +252,13 @@ impl Dispatcher {
         if let Some(end) = spent(claimed, &policy) {
             return end;
         }
+        let stays = match err {
+            serving::Error::Artifact(_) | serving::Error::Store(store::Error::Corrupt(_)) => true,
+            serving::Error::Blobs(err) => !err.is_transient(),
+            _ => false,
+        };
         match err {
-            serving::Error::Artifact(_) | serving::Error::Store(store::Error::Corrupt(_)) => {
+            err if stays => {
                 self.complaints.error("failed to load the version of an event", err);
                 let failure = FunctionFailure::new(FailureKind::Collateral, "VersionNotLoaded", err.to_string());
                 End::failed(claimed, &policy, AttemptEnd { invocation: None, failure: Some(failure) })

@@ -2,6 +2,7 @@
 //!
 //! No I/O, no async, no proto: everybody may use this module, and it uses nobody.
 
+mod blob;
 mod credential;
 mod ids;
 mod invocation;
@@ -12,6 +13,7 @@ mod trigger;
 mod verdict;
 mod version;
 
+pub use blob::{Blob, FilesKind, FilesName};
 pub use credential::{ClientId, Credential, NoClientId, Scope, Scopes, UnknownScope};
 pub use ids::{AppId, EventId, IdError, InvocationId, VersionNumber};
 pub use invocation::{

@@ -9,7 +9,7 @@ use std::path::Path;
 use serde_json::json;
 
 use crate::artifacts::{Artifacts, Layer, LayerKey, measure, platform};
-use crate::model::AppId;
+use crate::model::{AppId, FilesName};
 
 use super::Project;
 use super::lockfile;
@@ -113,6 +113,7 @@ pub(super) async fn install(
     };
     let key = key.digest();
     build.pin_layer(&key).await;
+    build.keep(artifacts.hold([FilesName::layer(app, &key)]));
     let names = installer.names(project);
     let (artifacts, app) = (artifacts.clone(), app.clone());
     let kept = tokio::task::spawn_blocking(move || {

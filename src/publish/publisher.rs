@@ -21,7 +21,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::artifacts::Artifacts;
+use crate::artifacts::Blobs;
 use crate::model::{AppId, Catalogue, Sdk, Version, VersionNumber, VersionState};
 use crate::serving::{self, Serving};
 use crate::store::{NewVersion, PublishKey, Store};
@@ -94,7 +94,7 @@ pub struct Publisher {
 
 struct Shared {
     store: Store,
-    artifacts: Artifacts,
+    blobs: Blobs,
     serving: Serving,
     catalogue: Arc<Catalogue>,
     installer: Installer,
@@ -139,7 +139,7 @@ struct Wishes {
 impl Publisher {
     pub fn new(
         store: Store,
-        artifacts: Artifacts,
+        blobs: Blobs,
         serving: Serving,
         catalogue: Arc<Catalogue>,
         installer: Installer,
@@ -149,7 +149,7 @@ impl Publisher {
         let checker = Checker::new(settings.typecheck_timeout);
         let shared = Shared {
             store,
-            artifacts,
+            blobs,
             serving,
             catalogue,
             installer,
@@ -308,7 +308,8 @@ impl Publisher {
         if version.state != VersionState::Ready {
             return Err(Error::NoSources(number));
         }
-        let (artifacts, app) = (self.shared.artifacts.clone(), app.clone());
+        let _held = self.shared.blobs.get_artifact(app, &version.digest).await?;
+        let (artifacts, app) = (self.shared.blobs.artifacts().clone(), app.clone());
         let read = tokio::task::spawn_blocking(move || artifacts.spec(&app, &version.digest));
         let text = read.await.map_err(|_| Error::Internal)??.ok_or(Error::NoSources(number))?;
         serde_json::from_slice(&text).map_err(|err| Error::Artifact(format!("read a version's sources: {err}")))

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use crate::artifacts::Held;
 use crate::model::AppId;
 
 /// Of all apps; those to which nothing happens are forgotten.
@@ -46,6 +47,7 @@ struct Running {
     stop: CancellationToken,
     digests: BTreeSet<String>,
     layers: BTreeSet<String>,
+    held: Vec<Held>,
 }
 
 impl Turns {
@@ -160,11 +162,19 @@ impl Build {
         drop(self.app.turn().await);
     }
 
+    /// From here on these files are not evicted either.
+    pub fn keep(&self, held: Held) {
+        if let Some(build) = self.app.state().builds.get_mut(&self.id) {
+            build.held.push(held);
+        }
+    }
+
     /// What it pinned is not needed.
     pub fn unpin(&self) {
         if let Some(build) = self.app.state().builds.get_mut(&self.id) {
             build.digests.clear();
             build.layers.clear();
+            build.held.clear();
         }
     }
 }

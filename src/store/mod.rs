@@ -7,6 +7,7 @@
 //! Start reading at [`Store::open`], then [`queue`], where the promises about events are kept.
 
 mod apps;
+mod blobs;
 mod changes;
 mod codec;
 mod credentials;
@@ -31,6 +32,7 @@ use crate::model::AppId;
 use db::{Pool, Tx};
 
 pub use apps::{Activation, ActiveVersion, App, AppChange};
+pub use blobs::{BeginBlob, VersionFiles};
 pub use changes::{Change, Changes};
 pub use credentials::{CreateCredential, Secret256};
 pub use functions::{FunctionRecord, FunctionVersionRecord, Sources};

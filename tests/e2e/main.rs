@@ -1,6 +1,7 @@
 //! Through the front door: the real binary, real gRPC, real Node, real npm.
 
 mod activation;
+mod artifacts;
 mod cgroup;
 mod changes;
 mod cli;
@@ -41,6 +42,7 @@ mod queue;
 mod reserve;
 mod rest;
 mod rest_sdk;
+mod s3;
 mod sdk;
 mod settings;
 mod shutdown;

@@ -7,9 +7,9 @@ use tokio::time::Instant;
 
 use super::draft::{manifest, sources};
 use super::{Error, Plan, Publisher};
-use crate::artifacts::Manifest;
+use crate::artifacts::{BlobsError, Manifest};
 use crate::declarations::{Sdk, declarations};
-use crate::model::{AppId, Version, VersionState};
+use crate::model::{AppId, FilesName, Version, VersionState};
 use crate::pool;
 use crate::publish::layer::{self, Installed};
 use crate::publish::progress::Progress;
@@ -66,7 +66,7 @@ impl Publisher {
         progress.say("verify", "loading the version in a worker");
         let served = shared.serving.prepare(version.clone(), project.environment.clone(), &manifest);
         let proven = async {
-            self.verify(&served.pool).await?;
+            tokio::try_join!(self.verify(&served.pool), self.put(&version, progress))?;
             if let Some(verification) = plan.verification {
                 self.check_replay(&version, &project.environment, &manifest, verification, progress).await?;
             }
@@ -101,9 +101,11 @@ impl Publisher {
             version.layer_size_bytes = installed.size_bytes;
             version.dependencies = installed.dependencies;
         }
+        let artifacts = shared.blobs.artifacts();
         build.pin_digest(&manifest.digest()).await;
+        build.keep(artifacts.hold([FilesName::artifact(&version.app, &manifest.digest())]));
         let stored = {
-            let (artifacts, app, manifest) = (shared.artifacts.clone(), version.app.clone(), manifest.clone());
+            let (artifacts, app, manifest) = (artifacts.clone(), version.app.clone(), manifest.clone());
             let files = built.files.clone();
             let store = tokio::task::spawn_blocking(move || artifacts.store(&app, &manifest, &files, &spec));
             store.await.map_err(|_| Error::Internal)??
@@ -122,11 +124,22 @@ impl Publisher {
         progress: &Progress,
     ) -> Result<(), Error> {
         let shared = &self.shared;
-        let layer = (!version.layer.is_empty()).then(|| shared.artifacts.layer_directory(&version.app, &version.layer));
+        let layer =
+            (!version.layer.is_empty()).then(|| shared.blobs.artifacts().layer_directory(&version.app, &version.layer));
         let declarations =
             declarations(&shared.catalogue, Sdk::of(&shared.settings.sdk).as_ref(), project.environment.keys());
         let subject = Subject { project, declarations: &declarations, layer };
-        Ok(shared.checker.check(wanted, subject, &shared.installer, &shared.artifacts, progress).await?)
+        Ok(shared.checker.check(wanted, subject, &shared.installer, shared.blobs.artifacts(), progress).await?)
+    }
+
+    /// To where the other replicas find it, while a worker proves it.
+    async fn put(&self, version: &Version, progress: &Progress) -> Result<(), Error> {
+        let blobs = &self.shared.blobs;
+        if blobs.are_shared() {
+            blobs.put(&files(version)).await?;
+            progress.say("store", "the artifact store has it");
+        }
+        Ok(())
     }
 
     /// Makes a verified version READY and, if it is to serve, moves traffic to it.
@@ -147,6 +160,7 @@ impl Publisher {
         {
             return Err(Error::ActiveMoved);
         }
+        shared.blobs.confirm(&files(version)).await?;
         let ticket = plan.ticket.filter(|ticket| state.may_activate(*ticket));
         let activate = ticket.is_some().then(SystemTime::now);
         let activation = shared.store.finish_version(version, sources, activate, plan.base).await?;
@@ -179,7 +193,15 @@ impl Publisher {
         }
         if let Some(before) = shared.store.layer_for(app, &shared.installer.request_digest(project)).await? {
             build.pin_layer(&before.layer).await;
-            if let Some(layer) = shared.artifacts.layer(app, &before.layer) {
+            match shared.blobs.get_layer(app, &before.layer).await {
+                Ok(held) => build.keep(held),
+                // It can be made again.
+                Err(err @ (BlobsError::Missing { .. } | BlobsError::Damaged { .. })) => {
+                    progress.say("install", &err.to_string());
+                }
+                Err(err) => return Err(err.into()),
+            }
+            if let Some(layer) = shared.blobs.artifacts().layer(app, &before.layer) {
                 progress.say("install", &format!("reusing the dependencies of version {}", before.number));
                 return Ok(Some(layer));
             }
@@ -192,7 +214,7 @@ impl Publisher {
             }
         };
         progress.say("install", &format!("installing {} dependencies with npm", wanted.len()));
-        Ok(Some(layer::install(&shared.installer, &shared.artifacts, app, project, build, progress).await?))
+        Ok(Some(layer::install(&shared.installer, shared.blobs.artifacts(), app, project, build, progress).await?))
     }
 
     pub(super) async fn verify(&self, pool: &pool::Pool) -> Result<(), Error> {
@@ -204,4 +226,10 @@ impl Publisher {
             Err(err @ (pool::Error::QueueFull | pool::Error::TimedOut)) => Err(Error::AtCapacity(err.to_string())),
         }
     }
+}
+
+/// What a version runs from.
+fn files(version: &Version) -> Vec<FilesName> {
+    let layer = (!version.layer.is_empty()).then(|| FilesName::layer(&version.app, &version.layer));
+    std::iter::once(FilesName::artifact(&version.app, &version.digest)).chain(layer).collect()
 }

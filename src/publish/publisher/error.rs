@@ -1,6 +1,6 @@
 //! Why a publish, or a change to the versions that there are, is refused or fails.
 
-use crate::artifacts;
+use crate::artifacts::{self, BlobsError};
 use crate::model::{AppId, FunctionFailure, VersionNumber};
 use crate::publish::InvalidSpec;
 use crate::publish::npm::InstallError;
@@ -80,6 +80,8 @@ pub enum Error {
     Store(#[from] store::Error),
     #[error("{0}")]
     Artifact(String),
+    #[error(transparent)]
+    Blobs(BlobsError),
     #[error("a publish's task failed")]
     Internal,
 }
@@ -87,6 +89,15 @@ pub enum Error {
 impl From<artifacts::Error> for Error {
     fn from(err: artifacts::Error) -> Self {
         if err.is_disk_full() { Self::DiskFull(err.to_string()) } else { Self::Artifact(err.to_string()) }
+    }
+}
+
+impl From<BlobsError> for Error {
+    fn from(err: BlobsError) -> Self {
+        match err {
+            BlobsError::Local(err) if err.is_disk_full() => Self::DiskFull(err.to_string()),
+            err => Self::Blobs(err),
+        }
     }
 }
 

@@ -43,7 +43,7 @@ impl Publisher {
             }
             Err(err) => return tracing::error!(%app, %err, "failed to read which files are in use"),
         }
-        let (artifacts, owner) = (self.shared.artifacts.clone(), app.clone());
+        let (artifacts, owner) = (self.shared.blobs.artifacts().clone(), app.clone());
         let swept = tokio::task::spawn_blocking(move || artifacts.sweep(&owner, &digests, &layers)).await;
         if let Ok(Err(err)) = swept {
             tracing::error!(%app, %err, "failed to remove files that are not in use");
@@ -59,10 +59,17 @@ impl Publisher {
     /// # Errors
     /// The store cannot be read.
     pub async fn recover(&self) -> Result<(), store::Error> {
-        for app in self.shared.artifacts.apps() {
-            self.sweep(&app, &self.shared.turns.of(&app)).await;
-        }
+        self.sweep_all().await;
         Ok(())
+    }
+
+    /// Removes files that no version needs any more: of those that were deleted on another replica, too.
+    pub async fn sweep_all(&self) {
+        for app in self.shared.blobs.artifacts().apps() {
+            let state = self.shared.turns.of(&app);
+            let _turn = state.turn().await;
+            self.sweep(&app, &state).await;
+        }
     }
 
     /// Makes a READY version the active one; a worker of it is initialized before traffic moves.

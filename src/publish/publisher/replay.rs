@@ -68,7 +68,7 @@ impl Publisher {
     async fn replay_now(&self, request: ReplayRequest, to: mpsc::Sender<Replayed>) -> Result<ReplaySummary, Error> {
         let _waiting = self.wait_in_line()?;
         let ReplayRequest { app, version, last, trigger_type, allow_egress } = request;
-        let (version, environment, manifest) = self.shared.serving.program(&app, version).await?;
+        let (version, environment, manifest, _files) = self.shared.serving.program(&app, version).await?;
         let trial = self.replay_trial(version, environment, &manifest, allow_egress)?;
         let recorded = Recorded::new(self.shared.store.clone(), app, trigger_type, last);
         let result = tokio::select! {
