@@ -23,6 +23,9 @@ use crate::sandbox::egress::{Cidr, Policy};
 pub struct Config {
     /// Address and port of gRPC and HTTP. Port 0: a free one.
     pub listen: SocketAddr,
+    /// Address and port, in plain text and without credentials, of `/metrics`, `/healthz`, `/readyz` and gRPC's health checks: for a
+    /// kubelet's probes and for Prometheus. Let nobody else reach it. Default: none.
+    pub admin_listen: Option<SocketAddr>,
     /// Everything durable: database, artifacts, layers. One service at a time.
     pub data_dir: PathBuf,
     /// Whom the service becomes once its broker runs, if it is started as root: a name, a uid or uid:gid. The broker stays root. Files
@@ -134,6 +137,8 @@ pub struct Config {
     /// Runs tenants' code with limits only. Better as the flag `--insecure-no-sandbox`, which is seen.
     pub insecure_no_sandbox: bool,
 
+    /// Apps with metrics of their own: the first so many that do something after a start. The others' are one, `other`.
+    pub metrics_apps_max: usize,
     /// `text` or `json`, on stderr.
     pub log_format: LogFormat,
     /// As `RUST_LOG`: `info`, `chatfn=debug,warn`…
@@ -214,6 +219,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 7400)),
+            admin_listen: None,
             data_dir: PathBuf::from("chatfn-data"),
             user: None,
             operator_token_file: None,
@@ -258,6 +264,7 @@ impl Default for Config {
             egress: Egress::default(),
             sdk: Sdk::default(),
             insecure_no_sandbox: false,
+            metrics_apps_max: 200,
             log_format: LogFormat::Text,
             log_level: "info".to_owned(),
         }

@@ -11,12 +11,12 @@ use nix::fcntl::Flock;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout, timeout_at};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 
-use crate::api::{self, Auth, MessageLimits, Services};
+use crate::api::{self, Auth, Measures, MessageLimits, Services};
 use crate::artifacts::Artifacts;
 use crate::config::Config;
 use crate::dispatch::{self, Dispatcher};
@@ -24,6 +24,7 @@ use crate::drain::Drain;
 use crate::history::History;
 use crate::host::{self, Host};
 use crate::invoke::{self, Invoker};
+use crate::metrics::{self, Exposition};
 use crate::model::{Catalogue, LayerName, Mode, Report};
 use crate::pool::{self, MemoryBudget};
 use crate::publish::{self, InstallLimits, Installer, Npm, Proxy, Publisher, Registries, SourceLimits};
@@ -42,6 +43,8 @@ const SANDBOX_TIMEOUT: Duration = Duration::from_secs(2);
 const CONNECTIONS_TIMEOUT: Duration = Duration::from_secs(2);
 /// HTTP/2 keepalive: a client that is half gone is noticed.
 const KEEPALIVE: Duration = Duration::from_secs(30);
+/// What is counted gathers in memory until it is put in order.
+const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
 const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(60);
 /// Rows removed in one transaction, so that writers in between wait little.
 const PURGE_BATCH: u32 = 1000;
@@ -63,6 +66,9 @@ pub struct Service {
     history: JoinHandle<()>,
     maintenance: JoinHandle<()>,
     server: JoinHandle<Result<(), tonic::transport::Error>>,
+    /// `None` where no such address is set.
+    admin: Option<JoinHandle<Result<(), tonic::transport::Error>>>,
+    upkeep: JoinHandle<()>,
     _lock: Flock<File>,
 }
 
@@ -75,9 +81,13 @@ impl Service {
         let catalogue = Arc::new(Catalogue::new(&config.trigger_types)?);
         let token = config.operator_token()?;
         host::check_isolation(config, sandbox.report())?;
+        let trigger_types = catalogue.iter().map(|trigger| trigger.trigger_type.to_string()).collect();
+        let exposition =
+            metrics::install(config.metrics_apps_max, trigger_types).context("begin to count for the metrics")?;
         let Host { node, npm, data, lock, home, .. } = host;
         let artifacts = Artifacts::open(&data)?;
         let node_version = host::check_node(&sandbox).await?;
+        exposition.tell_build(&node_version);
         let store = Store::open(&data.join("chatfn.db"), queue_limits(config)).await?;
         store.abandon_invocations(SystemTime::now()).await?;
         store.release_claims().await?;
@@ -130,8 +140,14 @@ impl Service {
         let listener =
             TcpListener::bind(config.listen).await.with_context(|| format!("listen on {}", config.listen))?;
         let address = listener.local_addr()?;
+        let admin = match config.admin_listen {
+            Some(address) => Some(TcpListener::bind(address).await.with_context(|| format!("admin_listen on {address}"))?),
+            None => None,
+        };
         announce(config, address, token.is_some(), budget.limit(), sandbox.report());
         let drain = Drain::new().await;
+        let measures = Measures::new(exposition.clone(), store.clone(), serving.clone(), drain.clone());
+        let admin_routes = api::admin::routes(drain.clone(), store.clone(), measures.clone());
         let routes = api::routes(Services {
             auth,
             invoker: invoker.clone(),
@@ -144,6 +160,7 @@ impl Service {
             isolation: sandbox.report().clone(),
             sdk: config.sdk.clone(),
             drain: drain.clone(),
+            measures,
             limits: MessageLimits {
                 event_bytes_max: config.event_bytes_max,
                 result_bytes_max: config.result_bytes_max,
@@ -153,6 +170,13 @@ impl Service {
         });
         let stop_server = CancellationToken::new();
         let stop_dispatch = CancellationToken::new();
+        let admin = match admin {
+            Some(listener) => {
+                tracing::info!(address = %listener.local_addr()?, "the admin listener serves, without credentials");
+                Some(tokio::spawn(serve(listener, admin_routes, stop_server.clone())))
+            }
+            None => None,
+        };
         let settings = dispatch::Settings {
             concurrency: config.dispatch_concurrency,
             concurrency_per_app: config.dispatch_concurrency_per_app,
@@ -172,6 +196,8 @@ impl Service {
             history: history_task,
             maintenance: tokio::spawn(maintain(store, serving, config.clone(), stop_dispatch.clone())),
             server: tokio::spawn(serve(listener, routes, stop_server.clone())),
+            admin,
+            upkeep: tokio::spawn(keep_up(exposition)),
             stop_dispatch,
             stop_server,
             stop_history,
@@ -194,6 +220,8 @@ impl Service {
             ended = &mut self.dispatcher => anyhow::anyhow!("the dispatcher ended: {ended:?}"),
             ended = &mut self.history => anyhow::anyhow!("the history's writer ended: {ended:?}"),
             ended = &mut self.maintenance => anyhow::anyhow!("the maintenance ended: {ended:?}"),
+            ended = &mut self.upkeep => anyhow::anyhow!("the metrics' upkeep ended: {ended:?}"),
+            ended = of_admin(&mut self.admin) => anyhow::anyhow!("the admin listener ended: {ended:?}"),
         }
     }
 
@@ -234,13 +262,17 @@ impl Service {
         })
         .await;
         self.stop_server.cancel();
-        let mut server = self.server;
-        if timeout(CONNECTIONS_TIMEOUT, &mut server).await.is_err() {
-            server.abort();
-            let _ = server.await;
+        let connections_end = Instant::now() + CONNECTIONS_TIMEOUT;
+        for mut server in [self.server].into_iter().chain(self.admin) {
+            if timeout_at(connections_end, &mut server).await.is_err() {
+                server.abort();
+                let _ = server.await;
+            }
         }
-        self.maintenance.abort();
-        let _ = self.maintenance.await;
+        for task in [self.maintenance, self.upkeep] {
+            task.abort();
+            let _ = task.await;
+        }
         drop((self.invoker, self.publisher, self.serving));
         self.stop_history.cancel();
         step("write the history", end - CLOSE_TIMEOUT / 2, async {
@@ -272,6 +304,23 @@ async fn serve(
         .add_routes(routes)
         .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), stop.cancelled_owned())
         .await
+}
+
+/// Never, where there is none.
+async fn of_admin<T>(admin: &mut Option<JoinHandle<T>>) -> Result<T, tokio::task::JoinError> {
+    match admin {
+        Some(admin) => admin.await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn keep_up(exposition: Exposition) {
+    let mut ticks = interval(UPKEEP_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        exposition.run_upkeep();
+    }
 }
 
 /// Keeps what grows in bounds.

@@ -4,8 +4,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Bottom first: a module may import those that stand before it.
-const LAYERS: [&[&str]; 14] = [
+const LAYERS: [&[&str]; 15] = [
     &["model"],
+    &["metrics"],
     &["sandbox", "declarations"],
     &["config"],
     &["host"],

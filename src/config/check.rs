@@ -55,6 +55,7 @@ impl Config {
             ("builds_waiting_max", self.builds_waiting_max as u64, 1..=100_000),
             ("install_bytes_max", self.install_bytes_max, 1..=1 << 40),
             ("install_files_max", self.install_files_max, 1..=10_000_000),
+            ("metrics_apps_max", self.metrics_apps_max as u64, 0..=10_000),
         ]
     }
 
@@ -140,6 +141,7 @@ mod tests {
             ("builds_waiting_max", ["1", "100000"], ["0", "18446744073709551615"]),
             ("install_bytes_max", ["1", "1099511627776"], ["0", "18446744073709551615"]),
             ("install_files_max", ["1", "10000000"], ["0", "18446744073709551615"]),
+            ("metrics_apps_max", ["0", "10000"], ["-1", "10001"]),
             ("idempotency_window", ["0s", "3650days"], ["-1s", "3651days"]),
             ("wait_max", ["1ms", "3650days"], ["0s", "18446744073709551615s"]),
             ("ready_timeout", ["1ms", "3650days"], ["0s", "18446744073709551615s"]),

@@ -9,6 +9,7 @@
 mod apps;
 mod codec;
 mod credentials;
+mod figures;
 mod functions;
 mod history;
 mod idempotency;
@@ -22,13 +23,16 @@ mod versions;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Instant;
 
 use sqlx::{Sqlite, SqlitePool, Transaction};
 
+use crate::metrics::series;
 use crate::model::AppId;
 
 pub use apps::{App, AppChange};
 pub use credentials::{CreateCredential, Secret256};
+pub use figures::{Connections, QueueTotals};
 pub use functions::{FunctionRecord, FunctionVersionRecord, Sources};
 pub use history::{HistoryItem, InvocationFilter, LogFilter, LogPosition};
 pub use invocation_page::{COUNTED_MAX, PagedInvocation};
@@ -116,7 +120,10 @@ impl Store {
     }
 
     async fn begin(&self, verb: &'static str) -> Result<Transaction<'static, Sqlite>, Error> {
-        self.write().begin_with("BEGIN IMMEDIATE").await.map_err(during(verb))
+        let asked = Instant::now();
+        let begun = self.write().begin_with("BEGIN IMMEDIATE").await.map_err(during(verb));
+        series().store_begun(asked.elapsed());
+        begun
     }
 }
 

@@ -32,6 +32,7 @@ mod local_loop;
 mod lockfile;
 mod logs;
 mod memory;
+mod metrics;
 mod orphans;
 mod pool;
 mod privileges;
