@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
+use tracing::Instrument;
 
 use crate::history::History;
 use crate::metrics;
@@ -172,7 +173,7 @@ impl Invoker {
     /// Dropping the future does not stop a call that has begun.
     pub async fn call(&self, call: Call) -> Result<Answer, Error> {
         let this = self.clone();
-        let task = self.shared.running.spawn(async move { this.serve(call).await });
+        let task = self.shared.running.spawn(async move { this.serve(call).await }.in_current_span());
         task.await.map_err(|err| {
             tracing::error!(%err, "an invocation's task panicked");
             Error::Internal
@@ -289,13 +290,7 @@ impl Invoker {
         Ok(skipped(&app, reason, version))
     }
 
-    async fn enqueue(
-        &self,
-        call: Call,
-        served: &Served,
-        function: &Function,
-        event: RawJson,
-    ) -> Result<Answer, Error> {
+    async fn enqueue(&self, call: Call, served: &Served, function: &Function, event: RawJson) -> Result<Answer, Error> {
         let now = SystemTime::now();
         let Settings { schedule_max, hops_max, .. } = self.shared.settings;
         let due_at = call.deliver_at.unwrap_or(now).max(now);

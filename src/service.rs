@@ -141,7 +141,9 @@ impl Service {
             TcpListener::bind(config.listen).await.with_context(|| format!("listen on {}", config.listen))?;
         let address = listener.local_addr()?;
         let admin = match config.admin_listen {
-            Some(address) => Some(TcpListener::bind(address).await.with_context(|| format!("admin_listen on {address}"))?),
+            Some(address) => {
+                Some(TcpListener::bind(address).await.with_context(|| format!("admin_listen on {address}"))?)
+            }
             None => None,
         };
         announce(config, address, token.is_some(), budget.limit(), sandbox.report());

@@ -13,5 +13,5 @@ use crate::store::Store;
 pub fn routes(drain: Drain, store: Store, counted: Measures) -> Routes {
     let health = Routes::new(drain.health_service()).prepare().into_axum_router();
     let metrics = Router::new().route("/metrics", get(measures::open)).with_state(counted);
-    Routes::from(http::router(drain, store).merge(metrics).merge(health))
+    Routes::from(http::router(drain, store).merge(metrics).merge(health.reset_fallback()))
 }

@@ -7,6 +7,7 @@ mod grpc;
 mod http;
 mod logs;
 mod measures;
+mod requests;
 mod rest;
 mod status;
 
@@ -100,7 +101,8 @@ pub fn routes(services: Services) -> Routes {
     let guarded = guarded.prepare().into_axum_router().layer(axum::middleware::map_response(status::explain_too_large));
     let guarded = auth::guard(guarded, auth.clone());
     let open = Routes::new(drain.health_service()).prepare().into_axum_router();
-    let http = http::router(drain, services.store.clone()).merge(measures::router(auth.clone(), services.measures.clone()));
+    let http =
+        http::router(drain, services.store.clone()).merge(measures::router(auth.clone(), services.measures.clone()));
     let http = http.merge(auth::oauth(auth)).merge(rest::router(services));
-    Routes::from(http.merge(open.reset_fallback()).merge(guarded))
+    Routes::from(requests::follow(http.merge(open.reset_fallback()).merge(guarded)))
 }

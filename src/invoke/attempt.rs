@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
+use tracing::Instrument;
 
 use crate::metrics;
 use crate::model::{
@@ -51,7 +52,13 @@ impl Invoker {
         let _running = metrics::Running::new(&metrics::series().invocations_running);
         let mut record = Record::new(&attempt);
         let asked = Instant::now();
-        let ended = self.tries(&attempt, &mut record, follow, asked).await;
+        let span = tracing::info_span!("invocation", invocation_id = %record.id, app = %attempt.served.version.app);
+        let ended = Box::pin(self.tries(&attempt, &mut record, follow, asked)).instrument(span.clone()).await;
+        let _in_span = span.enter(); // What follows does not wait.
+        if let Ok(ran) = &ended {
+            let Ran { version, cold_start, timings, .. } = ran;
+            tracing::debug!(%version, attempt = attempt.number, cold_start, run = ?timings.run, "an invocation ended");
+        }
         if let Err(err) = &ended
             && record.begun
         {

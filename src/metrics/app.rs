@@ -9,8 +9,8 @@ use metrics::{Counter, Gauge, Histogram, SharedString};
 use super::OTHER;
 use super::declared::{
     COLD_STARTS, DEAD_LETTERS, EVENT_RELEASES, EVENT_RETRIES, EVENTS_ENQUEUED, EVENTS_FINISHED, INVOCATION_ERRORS,
-    INVOCATION_INIT, INVOCATION_QUEUE, INVOCATION_RUN, INVOCATIONS, INVOCATIONS_OVERLOADED, INVOCATIONS_SKIPPED, Metric,
-    POOL_WAITING, POOL_WORKERS, VERDICTS,
+    INVOCATION_INIT, INVOCATION_QUEUE, INVOCATION_RUN, INVOCATIONS, INVOCATIONS_OVERLOADED, INVOCATIONS_SKIPPED,
+    Metric, POOL_WAITING, POOL_WORKERS, VERDICTS,
 };
 use crate::model::{AppId, DecidedBy, FailureKind, Outcome, Timings, TriggerType, Verdict};
 
@@ -93,8 +93,7 @@ impl Apps {
 
 impl App {
     fn new(label: SharedString, trigger_types: &[SharedString]) -> Self {
-        let trigger =
-            |label: &SharedString| Trigger { label: SharedStringOr(label.clone()), ..Trigger::default() };
+        let trigger = |label: &SharedString| Trigger { label: SharedStringOr(label.clone()), ..Trigger::default() };
         Self {
             label,
             triggers: trigger_types.iter().map(|label| (Box::from(&**label), trigger(label))).collect(),
@@ -112,7 +111,8 @@ impl App {
     pub fn ended(&self, trigger_type: &TriggerType, outcome: &Outcome, cold_start: bool, timings: &Timings) {
         let trigger = self.trigger(trigger_type);
         let count = |cell: &OnceLock<Counter>, outcome: &'static str| {
-            cell.get_or_init(|| INVOCATIONS.counter(&[self.label.clone(), trigger.label(), outcome.into()])).increment(1);
+            cell.get_or_init(|| INVOCATIONS.counter(&[self.label.clone(), trigger.label(), outcome.into()]))
+                .increment(1);
         };
         match outcome {
             Outcome::Result(_) => count(&trigger.results, "result"),
@@ -269,9 +269,8 @@ mod tests {
     #[test]
     fn the_first_apps_are_told_apart_and_the_rest_are_one() {
         let apps = Apps::new(2, vec!["UserSentMessage".to_owned()]);
-        let labels = |names: &[&str]| -> Vec<String> {
-            names.iter().map(|name| apps.of(&id(name)).label.to_string()).collect()
-        };
+        let labels =
+            |names: &[&str]| -> Vec<String> { names.iter().map(|name| apps.of(&id(name)).label.to_string()).collect() };
         assert_eq!(labels(&["a", "b", "c", "a", "other", "d"]), ["a", "b", "other", "a", "other", "other"]);
         assert!(Arc::ptr_eq(&apps.of(&id("a")), &apps.of(&id("a"))));
         assert_eq!(Apps::new(0, Vec::new()).of(&id("a")).label.to_string(), "other");

@@ -60,7 +60,8 @@ const SECONDS: &[f64] =
 const STORE_SECONDS: &[f64] = &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
 const PUBLISH_SECONDS: &[f64] = &[0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0];
 /// Retries may wait for an hour.
-const WAIT_SECONDS: &[f64] = &[0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0, 300.0, 1800.0, 3600.0, 21600.0];
+const WAIT_SECONDS: &[f64] =
+    &[0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0, 300.0, 1800.0, 3600.0, 21600.0];
 const REQUESTS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0];
 
 macro_rules! declare {
@@ -96,7 +97,7 @@ declare! {
 
     // Calls from outside.
     REQUESTS_SERVED = "chatfn_requests_total", Kind::Counter, ["method", "code"],
-        "Calls that were answered, by method (gRPC's Service/Method, or REST's method and route) and gRPC code (of REST: the HTTP status).";
+        "Calls that were answered, by method (of gRPC the path, else HTTP method and route) and code (of gRPC the number, else the HTTP status); of streams: how they began.";
     REQUEST_DURATION = "chatfn_request_seconds", Kind::Histogram(SECONDS), ["method"],
         "How long calls took; of streams: until they began.";
 

@@ -3,14 +3,14 @@
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use metrics::{Counter, Gauge, Histogram};
+use metrics::{Counter, Gauge, Histogram, SharedString};
 
 use super::declared::{
     CLAIMS_LOST, CLAIMS_TAKEN_OVER, EVENT_WAIT, EVENTS_CLAIMED, EVENTS_DEAD, EVENTS_OLDEST_DUE, EVENTS_QUEUED,
     EVENTS_RUNNING, HISTORY_MISSING, INVOCATIONS_RUNNING, MEMORY_BUDGET, MEMORY_RESERVED, PUBLISH_DURATION,
-    PUBLISH_PHASE, PUBLISHES, PUBLISHES_RUNNING, RESERVE_WORKERS, STORE_BATCH, STORE_CONNECTIONS, STORE_TRANSACTION_DURATION,
-    STORE_TRANSACTIONS, STORE_UP, STORE_WAIT, WORKER_EVICTIONS, WORKER_REPLACEMENTS, WORKER_START_FAILURES,
-    WORKERS_STARTED,
+    PUBLISH_PHASE, PUBLISHES, PUBLISHES_RUNNING, REQUEST_DURATION, REQUESTS_SERVED, RESERVE_WORKERS, STORE_BATCH,
+    STORE_CONNECTIONS, STORE_TRANSACTION_DURATION, STORE_TRANSACTIONS, STORE_UP, STORE_WAIT, WORKER_EVICTIONS,
+    WORKER_REPLACEMENTS, WORKER_START_FAILURES, WORKERS_STARTED,
 };
 
 static SERIES: LazyLock<Series> = LazyLock::new(Series::new);
@@ -103,6 +103,13 @@ impl Series {
 
     pub fn publish_phase(&self, phase: &'static str, took: Duration) {
         PUBLISH_PHASE.histogram(&[phase.into()]).record(took.as_secs_f64());
+    }
+
+    /// A call was answered. Both texts: of closed sets.
+    pub fn served(&self, method: &str, code: &str, took: Duration) {
+        let method = SharedString::from_owned(method.to_owned());
+        REQUESTS_SERVED.counter(&[method.clone(), SharedString::from_owned(code.to_owned())]).increment(1);
+        REQUEST_DURATION.histogram(&[method]).record(took.as_secs_f64());
     }
 
     /// So many requests were made durable together, or were not.

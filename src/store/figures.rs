@@ -25,7 +25,8 @@ pub struct Connections {
 }
 
 /// Each state by its own index, which holds nothing else: what has ended, most of the table, is not looked at.
-const QUEUED: &str = "SELECT (SELECT COUNT(*) FROM events WHERE state < 2) + (SELECT COUNT(*) FROM events WHERE state = 5)
+const QUEUED: &str =
+    "SELECT (SELECT COUNT(*) FROM events WHERE state < 2) + (SELECT COUNT(*) FROM events WHERE state = 5)
      + (SELECT COUNT(*) FROM events WHERE state = 6) + (SELECT COUNT(*) FROM events WHERE state = 7)";
 const DEAD: &str = "SELECT COUNT(*) FROM events WHERE state = 4";
 

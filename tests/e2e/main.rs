@@ -39,6 +39,7 @@ mod privileges;
 mod publish;
 mod publish_request;
 mod queue;
+mod requests;
 mod reserve;
 mod rest;
 mod rest_sdk;

@@ -65,7 +65,8 @@ impl Scrape {
         let suffixes: &[&str] = if kind == "histogram" { &["_bucket", "_sum", "_count"] } else { &[""] };
         let own = suffixes.iter().any(|suffix| name == format!("{family}{suffix}"));
         assert!(own, "{name} stands below {family}, a {kind}");
-        let declared = ALL.iter().find(|metric| metric.name == family).unwrap_or_else(|| panic!("{family} is not declared"));
+        let declared =
+            ALL.iter().find(|metric| metric.name == family).unwrap_or_else(|| panic!("{family} is not declared"));
         assert_eq!(declared.kind.as_str(), kind, "{family}");
         let mut names: Vec<_> = labels.keys().map(String::as_str).filter(|label| *label != "le").collect();
         let mut expected = declared.labels.to_vec();

@@ -101,9 +101,7 @@ impl Error {
             | Self::StillRunning(_)
             | Self::NeededByEvents { .. }
             | Self::Version(
-                serving::Error::UnknownApp(_)
-                | serving::Error::UnknownVersion { .. }
-                | serving::Error::NotReady { .. },
+                serving::Error::UnknownApp(_) | serving::Error::UnknownVersion { .. } | serving::Error::NotReady { .. },
             ) => "refused",
             Self::TypeCheck(typecheck::Error::Types(_)) => "refused",
             Self::Install(InstallError::RegistryAway { .. } | InstallError::Broken(_)) => "unavailable",
