@@ -28,6 +28,9 @@ use crate::sandbox::egress::{Cidr, Policy};
 pub struct Config {
     /// Address and port of gRPC and HTTP. Port 0: a free one.
     pub listen: SocketAddr,
+    /// Address and port, in plain text and without credentials, of `/metrics`, `/healthz`, `/readyz` and gRPC's health checks: for a
+    /// kubelet's probes and for Prometheus. Let nobody else reach it. Default: none.
+    pub admin_listen: Option<SocketAddr>,
     /// Everything durable: database (unless `database_url` is set), artifacts, layers. One service at a time.
     pub data_dir: PathBuf,
     /// A PostgreSQL database (14 or newer) for many replicas: `postgres://user:password@host/database`. Better as the variable
@@ -156,6 +159,8 @@ pub struct Config {
     /// Runs tenants' code with limits only. Better as the flag `--insecure-no-sandbox`, which is seen.
     pub insecure_no_sandbox: bool,
 
+    /// Apps with metrics of their own: the first so many that do something after a start. The others' are one, `other`.
+    pub metrics_apps_max: usize,
     /// `text` or `json`, on stderr.
     pub log_format: LogFormat,
     /// As `RUST_LOG`: `info`, `chatfn=debug,warn`…
@@ -236,6 +241,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 7400)),
+            admin_listen: None,
             data_dir: PathBuf::from("chatfn-data"),
             database_url: None,
             database_connections_max: 10,
@@ -286,6 +292,7 @@ impl Default for Config {
             egress: Egress::default(),
             sdk: Sdk::default(),
             insecure_no_sandbox: false,
+            metrics_apps_max: 200,
             log_format: LogFormat::Text,
             log_level: "info".to_owned(),
         }

@@ -14,6 +14,9 @@ const SERVICES: [&str; 5] = [
     "chatfunctions.v1.AppService",
 ];
 
+/// For a liveness probe: a service that drains is alive, and must not be killed for it.
+const LIVENESS: &str = "liveness";
+
 /// Whether the service still takes new work. Cheap to clone.
 #[derive(Clone)]
 pub struct Drain {
@@ -26,6 +29,7 @@ impl Drain {
     pub async fn new() -> Self {
         let drain = Self { started: CancellationToken::new(), health: HealthReporter::new() };
         drain.report(ServingStatus::Serving).await;
+        drain.health.set_service_status(LIVENESS, ServingStatus::Serving).await;
         drain
     }
 

@@ -13,6 +13,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast, mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
+use crate::metrics::series;
 use crate::model::{Invocation, LogLine};
 use crate::store::{self, HistoryItem, LogPosition, Store};
 
@@ -95,7 +96,11 @@ impl History {
             Ok(room) => self.items.try_send(Message::Item(Box::new(item), room)).is_ok(),
             Err(_) => false,
         };
-        if !queued && let Some(missing) = self.refused.add(1) {
+        if queued {
+            return;
+        }
+        series().history_missing.increment(1);
+        if let Some(missing) = self.refused.add(1) {
             tracing::warn!(missing, "the history is behind: invocations are missing from it");
         }
     }
@@ -244,9 +249,12 @@ impl Writer {
             HistoryItem::Finished(_) | HistoryItem::Log(_) => true,
         });
         for chunk in chunks(&batch.items, BATCH_MAX, BATCH_BYTES_MAX) {
-            if let Err(err) = self.store.record(chunk).await
-                && let Some(missing) = self.unwritten.add(chunk.len())
-            {
+            let began = Instant::now();
+            let written = self.store.record(chunk).await;
+            series().history_written(chunk.len(), began.elapsed(), written.is_ok());
+            let Err(err) = written else { continue };
+            series().history_missing.increment(chunk.len() as u64);
+            if let Some(missing) = self.unwritten.add(chunk.len()) {
                 tracing::error!(%err, missing, "failed to write the history: invocations or lines are missing from it");
             }
         }

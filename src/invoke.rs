@@ -11,8 +11,10 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
+use tracing::Instrument;
 
 use crate::history::History;
+use crate::metrics;
 use crate::model::{
     AppId, Catalogue, DecidedBy, EventId, Function, InvocationId, Outcome, RawJson, Timings, Trigger, TriggerType,
     Verdict, VersionNumber,
@@ -171,7 +173,7 @@ impl Invoker {
     /// Dropping the future does not stop a call that has begun.
     pub async fn call(&self, call: Call) -> Result<Answer, Error> {
         let this = self.clone();
-        let task = self.shared.running.spawn(async move { this.serve(call).await });
+        let task = self.shared.running.spawn(async move { this.serve(call).await }.in_current_span());
         task.await.map_err(|err| {
             tracing::error!(%err, "an invocation's task panicked");
             Error::Internal
@@ -213,8 +215,9 @@ impl Invoker {
     async fn run_now(&self, call: &Call, trigger: &Trigger, event: RawJson) -> Result<Answer, Error> {
         let (served, function) = match self.resolve(call, &trigger.trigger_type).await? {
             Ok(found) => found,
-            Err((reason, version)) => return Ok(Answer::Skipped { reason, version }),
+            Err((reason, version)) => return Ok(skipped(&call.app, reason, version)),
         };
+        let counted = Arc::clone(&served.metrics);
         let attempt = Attempt {
             served,
             function: &function,
@@ -224,7 +227,9 @@ impl Invoker {
             hops: call.hops,
             deadline: call.deadline,
         };
-        self.attempt(attempt, call.version.is_none()).await.map(Answer::Ran)
+        let ran = self.attempt(attempt, call.version.is_none()).await?;
+        counted.decided(ran.verdict, ran.decided_by);
+        Ok(Answer::Ran(ran))
     }
 
     async fn resolve(&self, call: &Call, trigger_type: &TriggerType) -> Result<Runnable, Error> {
@@ -268,11 +273,12 @@ impl Invoker {
     }
 
     async fn queue(&self, call: Call, trigger_type: &TriggerType, event: RawJson) -> Result<Answer, Error> {
+        let app = call.app.clone();
         let refused = match self.resolve(&call, trigger_type).await {
             Ok(Ok((served, function))) => {
-                return self.enqueue(call, served.version.number, &function, event).await;
+                return self.enqueue(call, &served, &function, event).await;
             }
-            Ok(Err((reason, version))) => Ok(Answer::Skipped { reason, version }),
+            Ok(Err((reason, version))) => Ok((reason, version)),
             Err(err) => Err(err),
         };
         if let Some(key) = &call.idempotency_key
@@ -280,26 +286,22 @@ impl Invoker {
         {
             return Ok(first.into()); // As with a blocking trigger: what was accepted stays accepted.
         }
-        refused
+        let (reason, version) = refused?;
+        Ok(skipped(&app, reason, version))
     }
 
-    async fn enqueue(
-        &self,
-        call: Call,
-        version: VersionNumber,
-        function: &Function,
-        event: RawJson,
-    ) -> Result<Answer, Error> {
+    async fn enqueue(&self, call: Call, served: &Served, function: &Function, event: RawJson) -> Result<Answer, Error> {
         let now = SystemTime::now();
         let Settings { schedule_max, hops_max, .. } = self.shared.settings;
         let due_at = call.deliver_at.unwrap_or(now).max(now);
         if due_at.duration_since(now).is_ok_and(|ahead| ahead > schedule_max) {
             return Err(Error::TooFarAhead { limit: schedule_max });
         }
+        let dead = (call.hops > hops_max).then_some(DeadReason::Loop);
         let queued = self.shared.store.enqueue(NewEvent {
             app: call.app,
             trigger_type: function.trigger_type.clone(),
-            version,
+            version: served.version.number,
             payload: event,
             ordering_key: call.ordering_key,
             idempotency_key: call.idempotency_key,
@@ -307,9 +309,16 @@ impl Invoker {
             batch: function.batch,
             enqueued_at: now,
             hops: call.hops,
-            dead: (call.hops > hops_max).then_some(DeadReason::Loop),
+            dead,
         });
         let queued = queued.await?;
+        if !queued.duplicate {
+            served.metrics.enqueued(&function.trigger_type);
+            if let Some(reason) = dead {
+                served.metrics.finished("dead");
+                served.metrics.died(reason.as_str());
+            }
+        }
         self.shared.enqueued.notify_one();
         Ok(queued.into())
     }
@@ -333,6 +342,11 @@ pub fn runnable(served: Option<Arc<Served>>, trigger_type: &TriggerType) -> Runn
         Some(function) if function.disabled => Err((SkipReason::FunctionDisabled, number)),
         Some(function) => Ok((served, function)),
     }
+}
+
+fn skipped(app: &AppId, reason: SkipReason, version: Option<VersionNumber>) -> Answer {
+    metrics::app(app).skipped(reason.as_str());
+    Answer::Skipped { reason, version }
 }
 
 fn check_key(name: &'static str, key: Option<&str>) -> Result<(), Error> {

@@ -17,6 +17,8 @@
 //! its own, rlimits, no capabilities, Landlock and seccomp, in this order; the egress supervisor makes its connections. What each of
 //! them stops, and what none does, is in `docs/security.md`.
 //!
+//! What of all this is counted, [`metrics`] says.
+//!
 //! Imports point downwards: `cli → service → api → dispatch → invoke, publish → trial → serving → pool → worker → host → config → sandbox → model`.
 
 #![allow(
@@ -34,6 +36,7 @@ pub mod drain;
 pub mod history;
 pub mod host;
 pub mod invoke;
+pub mod metrics;
 pub mod model;
 pub mod pool;
 pub mod publish;

@@ -11,19 +11,20 @@ use nix::fcntl::Flock;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout, timeout_at};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 
-use crate::api::{self, Auth, MessageLimits, Services};
 use crate::artifacts::{Artifacts, Blobs, BlobsSettings, Remote};
+use crate::api::{self, Auth, Measures, MessageLimits, Services};
 use crate::config::Config;
 use crate::dispatch::{self, Dispatcher};
 use crate::drain::Drain;
 use crate::history::History;
 use crate::host::{self, Host};
 use crate::invoke::{self, Invoker};
+use crate::metrics::{self, Exposition};
 use crate::model::{Catalogue, LayerName, Mode, Report};
 use crate::pool::{self, MemoryBudget};
 use crate::publish::{self, InstallLimits, Installer, Npm, Proxy, Publisher, Registries, SourceLimits};
@@ -43,6 +44,8 @@ const SANDBOX_TIMEOUT: Duration = Duration::from_secs(2);
 const CONNECTIONS_TIMEOUT: Duration = Duration::from_secs(2);
 /// HTTP/2 keepalive: a client that is half gone is noticed.
 const KEEPALIVE: Duration = Duration::from_secs(30);
+/// What is counted gathers in memory until it is put in order.
+const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
 const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(60);
 const SWEEP_INTERVAL: Duration = Duration::from_secs(3600);
 /// Rows removed in one transaction, so that writers in between wait little.
@@ -66,6 +69,9 @@ pub struct Service {
     maintenance: JoinHandle<()>,
     replicas: JoinHandle<()>,
     server: JoinHandle<Result<(), tonic::transport::Error>>,
+    /// `None` where no such address is set.
+    admin: Option<JoinHandle<Result<(), tonic::transport::Error>>>,
+    upkeep: JoinHandle<()>,
     _lock: Flock<File>,
 }
 
@@ -78,12 +84,16 @@ impl Service {
         let catalogue = Arc::new(Catalogue::new(&config.trigger_types)?);
         let token = config.operator_token()?;
         host::check_isolation(config, sandbox.report())?;
+        let trigger_types = catalogue.iter().map(|trigger| trigger.trigger_type.to_string()).collect();
+        let exposition =
+            metrics::install(config.metrics_apps_max, trigger_types).context("begin to count for the metrics")?;
         let Host { node, npm, data, lock, home, .. } = host;
         let artifacts = Artifacts::open(&data)?;
         let node_version = host::check_node(&sandbox).await?;
         let store = Store::open(database(config, &data)?, queue_limits(config)).await?;
         replicas::join(&store).await?;
         let blobs = Blobs::new(artifacts.clone(), store.clone(), open_remote(config).await?, blobs_settings(config));
+        exposition.tell_build(&node_version);
         let auth = Auth::open(store.clone(), token.as_deref()).await?;
         let stop_history = CancellationToken::new();
         let (history, history_task) = History::start(store.clone(), config.log_line_bytes_max, stop_history.clone());
@@ -133,8 +143,16 @@ impl Service {
         let listener =
             TcpListener::bind(config.listen).await.with_context(|| format!("listen on {}", config.listen))?;
         let address = listener.local_addr()?;
+        let admin = match config.admin_listen {
+            Some(address) => {
+                Some(TcpListener::bind(address).await.with_context(|| format!("admin_listen on {address}"))?)
+            }
+            None => None,
+        };
         announce(config, address, token.is_some(), budget.limit(), sandbox.report());
         let drain = Drain::new().await;
+        let measures = Measures::new(exposition.clone(), store.clone(), serving.clone(), drain.clone());
+        let admin_routes = api::admin::routes(drain.clone(), store.clone(), measures.clone());
         let routes = api::routes(Services {
             auth: auth.clone(),
             invoker: invoker.clone(),
@@ -147,6 +165,7 @@ impl Service {
             isolation: sandbox.report().clone(),
             sdk: config.sdk.clone(),
             drain: drain.clone(),
+            measures,
             limits: MessageLimits {
                 event_bytes_max: config.event_bytes_max,
                 result_bytes_max: config.result_bytes_max,
@@ -156,6 +175,13 @@ impl Service {
         });
         let stop_server = CancellationToken::new();
         let stop_dispatch = CancellationToken::new();
+        let admin = match admin {
+            Some(listener) => {
+                tracing::info!(address = %listener.local_addr()?, "the admin listener serves, without credentials");
+                Some(tokio::spawn(serve(listener, admin_routes, stop_server.clone())))
+            }
+            None => None,
+        };
         let settings = dispatch::Settings {
             concurrency: config.dispatch_concurrency,
             concurrency_per_app: config.dispatch_concurrency_per_app,
@@ -186,6 +212,8 @@ impl Service {
             )),
             replicas: tokio::spawn(watch),
             server: tokio::spawn(serve(listener, routes, stop_server.clone())),
+            admin,
+            upkeep: tokio::spawn(keep_up(exposition)),
             stop_dispatch,
             stop_server,
             stop_history,
@@ -209,6 +237,8 @@ impl Service {
             ended = &mut self.history => anyhow::anyhow!("the history's writer ended: {ended:?}"),
             ended = &mut self.maintenance => anyhow::anyhow!("the maintenance ended: {ended:?}"),
             ended = &mut self.replicas => anyhow::anyhow!("the watch over the replicas ended: {ended:?}"),
+            ended = &mut self.upkeep => anyhow::anyhow!("the metrics' upkeep ended: {ended:?}"),
+            ended = of_admin(&mut self.admin) => anyhow::anyhow!("the admin listener ended: {ended:?}"),
         }
     }
 
@@ -249,13 +279,17 @@ impl Service {
         })
         .await;
         self.stop_server.cancel();
-        let mut server = self.server;
-        if timeout(CONNECTIONS_TIMEOUT, &mut server).await.is_err() {
-            server.abort();
-            let _ = server.await;
+        let connections_end = Instant::now() + CONNECTIONS_TIMEOUT;
+        for mut server in [self.server].into_iter().chain(self.admin) {
+            if timeout_at(connections_end, &mut server).await.is_err() {
+                server.abort();
+                let _ = server.await;
+            }
         }
-        self.maintenance.abort();
-        let _ = self.maintenance.await;
+        for task in [self.maintenance, self.upkeep] {
+            task.abort();
+            let _ = task.await;
+        }
         // Until here: whoever finishes its work is not given up.
         self.replicas.abort();
         let _ = self.replicas.await;
@@ -335,6 +369,23 @@ async fn open_remote(config: &Config) -> anyhow::Result<Option<Remote>> {
 
 fn blobs_settings(config: &Config) -> BlobsSettings {
     BlobsSettings { cache_bytes_max: config.artifacts_cache_bytes_max, grace: config.artifacts_grace }
+}
+
+/// Never, where there is none.
+async fn of_admin<T>(admin: &mut Option<JoinHandle<T>>) -> Result<T, tokio::task::JoinError> {
+    match admin {
+        Some(admin) => admin.await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn keep_up(exposition: Exposition) {
+    let mut ticks = interval(UPKEEP_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        exposition.run_upkeep();
+    }
 }
 
 /// Keeps what grows in bounds.

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::artifacts::{self, Blobs, BlobsError, Held, Manifest};
+use crate::metrics;
 use crate::model::{AppId, FilesName, LogLine, Version, VersionNumber, VersionState};
 use crate::pool::{self, Figures, MemoryBudget, Pool, Reserve, ReserveSettings};
 use crate::store::{self, Activation, ActiveVersion, Store};
@@ -39,6 +40,8 @@ pub enum Error {
 pub struct Served {
     pub version: Version,
     pub pool: Pool,
+    /// Its app's, kept here so that no invocation looks them up.
+    pub metrics: Arc<metrics::App>,
     used: Mutex<Instant>,
 }
 
@@ -346,7 +349,8 @@ impl Serving {
         let reserve = shared.reserve.clone();
         let (pool, supervisor) = Pool::start(workers, Arc::new(program), settings, budget, reserve, kill.clone());
         let (app, number) = (version.app.clone(), version.number);
-        let served = Arc::new(Served { version, pool, used: Mutex::new(Instant::now()) });
+        let metrics = metrics::app(&app);
+        let served = Arc::new(Served { version, pool, metrics, used: Mutex::new(Instant::now()) });
         let ended = CancellationToken::new();
         {
             let live = &mut self.routes().live;
@@ -505,6 +509,14 @@ impl Serving {
             sum.pids.extend(figures.pids);
         }
         sum
+    }
+
+    /// Tells the metrics what the machine's memory is promised to.
+    pub fn measure(&self) {
+        let (series, budget) = (metrics::series(), &self.shared.budget);
+        series.memory_budget.set(budget.limit() as f64);
+        series.memory_reserved.set(budget.used() as f64);
+        series.reserve_workers.set(self.shared.reserve.waiting() as f64);
     }
 
     /// Unloads versions that are not active and were not used for `idle`: pinned ones, and targets of late retries.

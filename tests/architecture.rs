@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 /// Bottom first: a module may import those that stand before it.
 const LAYERS: [&[&str]; 15] = [
     &["model"],
+    &["metrics"],
     &["sandbox", "declarations"],
     &["config"],
     &["host"],

@@ -1,10 +1,13 @@
 //! What callers see: gRPC on one port with a little HTTP. Proto types appear here and in `cli` only.
 
+pub mod admin;
 mod auth;
 mod convert;
 mod grpc;
 mod http;
 mod logs;
+mod measures;
+mod requests;
 mod rest;
 mod status;
 
@@ -24,6 +27,7 @@ use crate::serving::Serving;
 use crate::store::Store;
 
 pub use auth::Auth;
+pub use measures::Measures;
 
 /// Room for the envelope around an event or a result.
 const ENVELOPE_BYTES: usize = 1 << 20;
@@ -46,6 +50,7 @@ pub struct Services {
     pub delivery: dispatch::Figures,
     pub catalogue: Arc<Catalogue>,
     pub drain: Drain,
+    pub measures: Measures,
     pub isolation: Report,
     pub sdk: Sdk,
     pub limits: MessageLimits,
@@ -96,6 +101,8 @@ pub fn routes(services: Services) -> Routes {
     let guarded = guarded.prepare().into_axum_router().layer(axum::middleware::map_response(status::explain_too_large));
     let guarded = auth::guard(guarded, auth.clone());
     let open = Routes::new(drain.health_service()).prepare().into_axum_router();
-    let http = http::router(drain).merge(auth::oauth(auth)).merge(rest::router(services));
-    Routes::from(http.merge(open.reset_fallback()).merge(guarded))
+    let http =
+        http::router(drain, services.store.clone()).merge(measures::router(auth.clone(), services.measures.clone()));
+    let http = http.merge(auth::oauth(auth)).merge(rest::router(services));
+    Routes::from(requests::follow(http.merge(open.reset_fallback()).merge(guarded)))
 }

@@ -10,13 +10,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use object_store::aws::AmazonS3Builder;
 use object_store::{BackoffConfig, RetryConfig};
-use tempfile::TempDir;
 
 use super::s3::{ACCESS_KEY, BUCKET, S3Server, SECRET_KEY};
 use super::{Artifacts, Blobs, BlobsSettings, Layer, Manifest, Remote};
 use crate::model::{AppId, FilesName, Version};
 use crate::store::Store;
-use crate::store::testing::{building, built, store};
+use crate::store::testing::{Place, building, built, store};
 
 /// Small parts, so that few bytes are many of them.
 pub const PART_BYTES: u64 = 16 << 10;

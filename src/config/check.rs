@@ -57,6 +57,7 @@ impl Config {
             ("install_bytes_max", self.install_bytes_max, 1..=1 << 40),
             ("install_files_max", self.install_files_max, 1..=10_000_000),
             ("artifacts_cache_bytes_max", self.artifacts_cache_bytes_max, 1..=1 << 50),
+            ("metrics_apps_max", self.metrics_apps_max as u64, 0..=10_000),
         ]
     }
 
@@ -146,6 +147,7 @@ mod tests {
             ("install_files_max", ["1", "10000000"], ["0", "18446744073709551615"]),
             ("artifacts_cache_bytes_max", ["1", "1125899906842624"], ["0", "18446744073709551615"]),
             ("artifacts_grace", ["1ms", "3650days"], ["0s", "18446744073709551615s"]),
+            ("metrics_apps_max", ["0", "10000"], ["-1", "10001"]),
             ("idempotency_window", ["0s", "3650days"], ["-1s", "3651days"]),
             ("wait_max", ["1ms", "3650days"], ["0s", "18446744073709551615s"]),
             ("ready_timeout", ["1ms", "3650days"], ["0s", "18446744073709551615s"]),

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::metrics::{self, series};
 use crate::model::AppId;
 use crate::store::{ClaimedEvent, Disposition};
 
@@ -31,11 +32,28 @@ impl Figures {
     pub(super) fn add(&self, claimed: &[ClaimedEvent]) {
         let mut counts = self.counts();
         for claimed in claimed {
+            for event in claimed.others.iter().chain([&claimed.event]) {
+                series().events_claimed.increment(1);
+                if event.attempt == event.attempts_before + 1 {
+                    series().event_waited(claimed.at.duration_since(event.since).unwrap_or_default());
+                }
+            }
             counts.entry(claimed.event.app.clone()).or_default().claims_total += 1;
         }
     }
 
     pub(super) fn note(&self, app: &AppId, disposition: &Disposition) {
+        let of_app = metrics::app(app);
+        match disposition {
+            Disposition::Done => of_app.finished("done"),
+            Disposition::Skipped { .. } => of_app.finished("skipped"),
+            Disposition::Retry { .. } => of_app.retried(),
+            Disposition::Release { .. } => of_app.released(),
+            Disposition::Dead { reason } => {
+                of_app.finished("dead");
+                of_app.died(reason.as_str());
+            }
+        }
         let mut counts = self.counts();
         match disposition {
             Disposition::Retry { .. } => counts.entry(app.clone()).or_default().retries_total += 1,

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::invoke::{self, Attempt, Invoker, SkipReason, runnable};
+use crate::metrics;
 use crate::model::{AppId, Event, FailureKind, Function, FunctionFailure, Outcome, RawJson, RetryPolicy};
 use crate::serving::{self, Served, Serving};
 use crate::store::{self, AttemptEnd, ClaimedEvent, Disposition, Store};
@@ -167,6 +168,10 @@ impl Dispatcher {
     }
 
     async fn handle(&self, claimed: ClaimedEvent) {
+        let _running: Vec<_> = std::iter::once(&claimed.event)
+            .chain(&claimed.others)
+            .map(|_| metrics::Running::new(&metrics::series().events_running))
+            .collect();
         let End { event, others, attempt } = self.attempt(&claimed).await;
         let dispositions: Vec<Disposition> = others.iter().chain([&event]).cloned().collect();
         let finished = self.store.finish_claim(&claimed, event, others, attempt, SystemTime::now()).await;
@@ -176,7 +181,10 @@ impl Dispatcher {
             Ok(true) => dispositions.iter().for_each(|end| self.figures.note(&claimed.event.app, end)),
             // It goes with its app, which somebody wants.
             Ok(false) if matches!(self.store.has_event(claimed.event.id).await, Ok(false)) => {}
-            Ok(false) => tracing::warn!(event = %claimed.event.id, "an event was taken over while it ran"),
+            Ok(false) => {
+                metrics::series().claims_lost.increment(1);
+                tracing::warn!(event = %claimed.event.id, "an event was taken over while it ran");
+            }
             Err(err) => {
                 self.complaints.error("failed to record an event's end; it runs again", &err);
             }

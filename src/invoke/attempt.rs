@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
+use tracing::Instrument;
 
+use crate::metrics;
 use crate::model::{
     EventId, FailureKind, Function, FunctionFailure, Invocation, InvocationId, Outcome, RawJson, Timings, TriggerType,
     decide,
@@ -47,16 +49,25 @@ impl Invoker {
     /// # Errors
     /// `AtCapacity` where the function has no `on_overload`; `Draining`; the store's.
     pub async fn attempt(&self, attempt: Attempt<'_>, follow: bool) -> Result<Ran, Error> {
+        let _running = metrics::Running::new(&metrics::series().invocations_running);
         let mut record = Record::new(&attempt);
         let asked = Instant::now();
-        let ended = self.tries(&attempt, &mut record, follow, asked).await;
+        let span = tracing::info_span!("invocation", invocation_id = %record.id, app = %attempt.served.version.app);
+        let ended = Box::pin(self.tries(&attempt, &mut record, follow, asked)).instrument(span.clone()).await;
+        let _in_span = span.enter(); // What follows does not wait.
+        if let Ok(ran) = &ended {
+            let Ran { version, cold_start, timings, .. } = ran;
+            tracing::debug!(%version, attempt = attempt.number, cold_start, run = ?timings.run, "an invocation ended");
+        }
         if let Err(err) = &ended
             && record.begun
         {
             // A try said that it runs. It never did, and nothing else will say how that ended.
             let failure = FunctionFailure::new(FailureKind::Collateral, "NotRun", err.to_string());
             let timings = Timings { queue: asked.elapsed(), ..Timings::default() };
-            let row = record.row(&attempt.served, Some(Outcome::Failed(failure)), false, timings);
+            let outcome = Outcome::Failed(failure);
+            attempt.served.metrics.ended(&record.trigger_type, &outcome, false, &timings);
+            let row = record.row(&attempt.served, Some(outcome), false, timings);
             self.shared.history.finished(row);
         }
         ended
@@ -177,6 +188,7 @@ impl Invoker {
         err: &pool::Error,
         asked: Instant,
     ) -> Result<Ran, Error> {
+        served.metrics.overloaded();
         if function.failure_policy.on_overload.is_none() {
             return Err(Error::AtCapacity(err.to_string()));
         }
@@ -193,6 +205,7 @@ impl Invoker {
         cold_start: bool,
         timings: Timings,
     ) -> Ran {
+        served.metrics.ended(&function.trigger_type, &outcome, cold_start, &timings);
         let decision = decide(&function.failure_policy, outcome);
         Ran {
             invocation_id: record.id,

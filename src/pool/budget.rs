@@ -74,8 +74,8 @@ impl MemoryBudget {
         self.shared.limit
     }
 
-    #[cfg(test)]
-    fn used(&self) -> u64 {
+    /// What is promised.
+    pub fn used(&self) -> u64 {
         self.shared.books().used
     }
 

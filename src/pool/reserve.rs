@@ -93,6 +93,11 @@ impl Reserve {
         (Self { shared }, keep)
     }
 
+    /// How many wait.
+    pub fn waiting(&self) -> usize {
+        self.shared.as_ref().map_or(0, |shared| shared.shelf().spares.len())
+    }
+
     /// Says that a worker of this class starts, taken from here or not.
     pub(super) fn start_begins(&self, class: Option<Class>) -> UnderWay {
         if let Some(shared) = &self.shared {

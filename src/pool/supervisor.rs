@@ -9,13 +9,14 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
+use crate::metrics::{self, series};
 use crate::worker::{self, Program, Spare, StartError, Worker};
 
 use super::Figures;
 use super::budget::{Account, MemoryBudget, Purpose, Reservation};
 use super::lease::{Lease, Released};
 use super::reserve::{Reserve, UnderWay};
-use super::state::{Action, Event, LeaseId, Policy, Refusal, State, WaiterId, WorkerId};
+use super::state::{Action, Counts, Event, LeaseId, Policy, Refusal, State, WaiterId, Wear, WorkerId};
 
 /// How exactly times to live are kept.
 const TICK: Duration = Duration::from_millis(250);
@@ -72,6 +73,7 @@ pub(super) struct Supervisor {
     started_total: u64,
     from_reserve_total: u64,
     failed_total: u64,
+    told: metrics::Workers,
 }
 
 impl Supervisor {
@@ -86,6 +88,7 @@ impl Supervisor {
         let (news_sender, news) = mpsc::channel(NEWS_QUEUED_MAX);
         let (released_sender, released) = mpsc::channel(LEASES_MAX);
         let (account, freed, short) = (budget.account(), budget.freed(), budget.short());
+        let told = metrics::Workers::new(&program.app);
         Self {
             workers,
             program,
@@ -110,6 +113,7 @@ impl Supervisor {
             started_total: 0,
             from_reserve_total: 0,
             failed_total: 0,
+            told,
         }
     }
 
@@ -121,7 +125,11 @@ impl Supervisor {
         while !(self.retired && self.tasks.is_empty()) {
             let event = self.next_event(&mut tick).await;
             if let Some(event) = event {
+                let ticked = matches!(event, Event::Tick);
                 self.decide(event);
+                if ticked {
+                    self.measure(); // Often enough for whoever looks from outside, and no work for each lease.
+                }
             }
             self.give_way();
         }
@@ -196,6 +204,7 @@ impl Supervisor {
             News::Ready { took, from_reserve } => {
                 self.started_total += 1;
                 self.from_reserve_total += u64::from(from_reserve);
+                if from_reserve { &series().workers_from_reserve } else { &series().workers_afresh }.increment(1);
                 if let Some(running) = self.running.get_mut(&id) {
                     running.init_time = took;
                 }
@@ -203,6 +212,11 @@ impl Supervisor {
             }
             News::StartFailed(failure) => {
                 self.failed_total += 1;
+                series().worker_start_failed(match &failure {
+                    StartError::Init(_) => "init",
+                    StartError::Broken(_) => "broken",
+                    StartError::Stopped => "stopped",
+                });
                 Some(Event::StartFailed { worker: id, failure })
             }
         }
@@ -242,6 +256,7 @@ impl Supervisor {
             && let Some(reservation) = self.reservations.get_mut(&worker)
             && reservation.give_way(kept, std::time::Instant::now())
         {
+            series().evictions.increment(1);
             self.decide(Event::MemoryPressure);
         }
     }
@@ -253,6 +268,11 @@ impl Supervisor {
                 if let Some(wear) = replaces {
                     let (app, version) = (&self.program.app, &self.program.version);
                     tracing::debug!(%app, %version, ?wear, "a worker is worn: another one starts in its place");
+                    series().worker_replaced(match wear {
+                        Wear::Age => "age",
+                        Wear::Jobs => "jobs",
+                        Wear::Memory => "memory",
+                    });
                 }
                 let Some((spare, reservation)) = self.provide() else { return Some(Event::NoMemory { worker }) };
                 self.start(worker, spare, reservation);
@@ -322,6 +342,11 @@ impl Supervisor {
             let _ = reply.send(Ok(lease));
         }
         None
+    }
+
+    fn measure(&mut self) {
+        let Counts { starting, idle, busy, retiring, waiting } = self.state.counts();
+        self.told.tell([starting, idle, busy, retiring, waiting]);
     }
 
     fn figures(&self) -> Figures {

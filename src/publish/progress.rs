@@ -1,10 +1,12 @@
 //! What a publish tells its caller while it runs.
 
-use std::time::SystemTime;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Instant, SystemTime};
 
 use tokio::sync::mpsc;
 
 use super::typecheck::{Report, TypeDiagnostic};
+use crate::metrics::series;
 
 /// Steps on their way to the caller; when it does not read, the newer ones are lost, never the publish.
 const STEPS_QUEUED_MAX: usize = 4096;
@@ -23,12 +25,14 @@ pub struct Step {
 #[derive(Debug, Clone)]
 pub struct Progress {
     steps: mpsc::Sender<Step>,
+    /// The phase that it is in, and since when.
+    phase: Arc<Mutex<Option<(&'static str, Instant)>>>,
 }
 
 impl Progress {
     pub fn new() -> (Self, mpsc::Receiver<Step>) {
         let (steps, receiver) = mpsc::channel(STEPS_QUEUED_MAX);
-        (Self { steps }, receiver)
+        (Self { steps, phase: Arc::default() }, receiver)
     }
 
     #[cfg(test)]
@@ -45,7 +49,24 @@ impl Progress {
         self.step(phase, report.to_string(), report.diagnostics.clone());
     }
 
+    /// The phase before it, if there is one, took until now.
+    fn enter(&self, next: Option<&'static str>) {
+        let mut current = self.phase.lock().unwrap_or_else(PoisonError::into_inner);
+        if current.map(|(phase, _)| phase) == next {
+            return;
+        }
+        if let Some((phase, since)) = std::mem::replace(&mut *current, next.map(|next| (next, Instant::now()))) {
+            series().publish_phase(phase, since.elapsed());
+        }
+    }
+
+    /// The last phase is over.
+    pub fn end(&self) {
+        self.enter(None);
+    }
+
     fn step(&self, phase: &'static str, message: String, diagnostics: Vec<TypeDiagnostic>) {
+        self.enter(Some(phase));
         // A caller that hung up does not stop a publish.
         let _ = self.steps.try_send(Step { phase, message, at: SystemTime::now(), diagnostics });
     }

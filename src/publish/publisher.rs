@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use tokio::sync::{Semaphore, mpsc};
@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::artifacts::Blobs;
+use crate::metrics::{Running, series};
 use crate::model::{AppId, Catalogue, Sdk, Version, VersionNumber, VersionState};
 use crate::serving::{self, Serving};
 use crate::store::{NewVersion, PublishKey, Store};
@@ -170,10 +171,13 @@ impl Publisher {
         let (progress, steps) = Progress::new();
         let this = self.clone();
         let task = self.shared.running.spawn(async move {
+            let began = Instant::now();
             let result = this.run(request, &progress).await;
+            progress.end();
             if let Err(err) = &result {
                 tracing::debug!(%err, "publish failed");
             }
+            series().published(result.as_ref().map_or_else(Error::outcome, |_| "published"), began.elapsed());
             result
         });
         (steps, task)
@@ -407,13 +411,13 @@ impl Publisher {
 
     /// Counts a publish that has not ended; too many at a time are refused.
     fn wait_in_line(&self) -> Result<impl Drop + use<>, Error> {
-        struct Place(Arc<Shared>);
+        struct Place(Arc<Shared>, #[allow(dead_code, reason = "counted until it drops")] Running);
         impl Drop for Place {
             fn drop(&mut self) {
                 self.0.waiting.fetch_sub(1, Ordering::AcqRel);
             }
         }
-        let place = Place(Arc::clone(&self.shared));
+        let place = Place(Arc::clone(&self.shared), Running::new(&series().publishes_running));
         let before = self.shared.waiting.fetch_add(1, Ordering::AcqRel);
         if before >= self.shared.settings.waiting_max { Err(Error::TooMany) } else { Ok(place) }
     }

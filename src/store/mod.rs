@@ -12,6 +12,7 @@ mod changes;
 mod codec;
 mod credentials;
 mod db;
+mod figures;
 mod functions;
 mod history;
 mod idempotency;
@@ -27,7 +28,9 @@ mod versions;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicI64;
+use std::time::Instant;
 
+use crate::metrics::series;
 use crate::model::AppId;
 use db::{Pool, Tx};
 
@@ -35,6 +38,7 @@ pub use apps::{Activation, ActiveVersion, App, AppChange};
 pub use blobs::{BeginBlob, VersionFiles};
 pub use changes::{Change, Changes};
 pub use credentials::{CreateCredential, Secret256};
+pub use figures::{Connections, QueueTotals};
 pub use functions::{FunctionRecord, FunctionVersionRecord, Sources};
 pub use history::{HistoryItem, InvocationFilter, LogFilter, LogPosition};
 pub use invocation_page::{COUNTED_MAX, PagedInvocation};
@@ -145,7 +149,10 @@ impl Store {
     }
 
     async fn begin(&self, verb: &'static str) -> Result<Tx, Error> {
-        self.write().begin().await.map_err(during(verb))
+        let asked = Instant::now();
+        let begun = self.write().begin().await.map_err(during(verb));
+        series().store_begun(asked.elapsed());
+        begun
     }
 }
 

@@ -24,6 +24,9 @@ use axum::routing::{MethodRouter, any, get, post, put};
 
 use super::Services;
 
+pub(super) use error::ApiError;
+pub(super) use request::is_local;
+
 /// Says what is here, in machines' words.
 const OPENAPI: &str = include_str!("openapi.json");
 

@@ -86,7 +86,7 @@ async fn allowed(parts: &Parts, services: &Services, scopes: &[Scope]) -> Result
 
 /// Whether an open service is called by an address, or as localhost. A browser that a hostile page has led here by a DNS name of its own
 /// (DNS rebinding) calls us by that name; nothing else tells its requests from those of this machine's users.
-fn is_local(parts: &Parts) -> bool {
+pub(in crate::api) fn is_local(parts: &Parts) -> bool {
     let header = parts.headers.get(HOST).and_then(|value| value.to_str().ok()).and_then(|host| host.parse().ok());
     let authority: Option<Authority> = parts.uri.authority().cloned().or(header);
     let Some(authority) = authority else { return false };

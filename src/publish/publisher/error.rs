@@ -86,6 +86,43 @@ pub enum Error {
     Internal,
 }
 
+impl Error {
+    /// Whose fault it is, as the metrics tell it.
+    pub(super) fn outcome(&self) -> &'static str {
+        match self {
+            Self::Invalid(_)
+            | Self::BaseMoved { .. }
+            | Self::KeyReused(_)
+            | Self::SingleTenant { .. }
+            | Self::EgressNotConfined
+            | Self::NoSources(_)
+            | Self::ActiveMoved
+            | Self::AppDeleted(_)
+            | Self::Active(_)
+            | Self::Building(_)
+            | Self::StillRunning(_)
+            | Self::NeededByEvents { .. }
+            | Self::Version(
+                serving::Error::UnknownApp(_) | serving::Error::UnknownVersion { .. } | serving::Error::NotReady { .. },
+            ) => "refused",
+            Self::TypeCheck(typecheck::Error::Types(_)) => "refused",
+            Self::Install(InstallError::RegistryAway { .. } | InstallError::Broken(_)) => "unavailable",
+            Self::Install(_) | Self::TypeCheck(_) | Self::Verify(_) | Self::ReplayChanged { .. } => "failed",
+            Self::AtCapacity(_)
+            | Self::NoWorker(_)
+            | Self::Closed
+            | Self::ChangesOvertaken { .. }
+            | Self::Version(serving::Error::Store(_) | serving::Error::Artifact(_))
+            | Self::TooMany
+            | Self::Draining
+            | Self::DiskFull(_)
+            | Self::Store(_)
+            | Self::Artifact(_)
+            | Self::Internal => "unavailable",
+        }
+    }
+}
+
 impl From<artifacts::Error> for Error {
     fn from(err: artifacts::Error) -> Self {
         if err.is_disk_full() { Self::DiskFull(err.to_string()) } else { Self::Artifact(err.to_string()) }

@@ -43,6 +43,15 @@ impl Pool {
         matches!(self, Self::Postgres(_))
     }
 
+    /// How many connections there are, and how many of them are idle.
+    pub fn size(&self) -> (u32, u32) {
+        let (size, idle) = match self {
+            Self::Sqlite(pool) => (pool.size(), pool.num_idle()),
+            Self::Postgres(pool) => (pool.size(), pool.num_idle()),
+        };
+        (size, u32::try_from(idle).unwrap_or(u32::MAX))
+    }
+
     /// A transaction that may write.
     pub async fn begin(&self) -> Result<Tx, sqlx::Error> {
         match self {

@@ -24,6 +24,7 @@ use super::codec::{
 };
 use super::db::{self, Builder, Row, Tx};
 use super::{Error, Store, during};
+use crate::metrics::{self, series};
 use crate::model::{
     AppId, Batch, Event, EventId, FailureKind, FunctionFailure, InvocationId, RawJson, TriggerType, VersionNumber,
 };
@@ -257,6 +258,9 @@ impl Store {
         query.execute(&mut *tx).await.map_err(during("bury an event"))?;
         if let Ok(app) = get_parsed::<AppId>(row, "app_id") {
             self.inner.queue.backlog.left(&app, 1);
+            let of_app = metrics::app(&app);
+            of_app.finished("dead");
+            of_app.died(DeadReason::Damaged.as_str());
         }
         tx.lock(line::lock_of_row(row)?.into_iter().collect()).await.map_err(during("bury an event"))?;
         line::advance(tx, seq, now).await
@@ -352,7 +356,9 @@ async fn note_unseen_end(tx: &mut Tx, row: &Row, event: &Event, now: SystemTime)
          ON CONFLICT DO NOTHING",
     );
     let query = query.bind(get::<i64>(row, "seq")?).bind(i64::from(event.attempt - 1)).bind(failure).bind(millis(now));
-    query.execute(&mut *tx).await.map(|_| ()).map_err(during("record an attempt"))
+    let recorded = query.execute(&mut *tx).await.map_err(during("record an attempt"))?;
+    series().claims_taken_over.increment(recorded);
+    Ok(())
 }
 
 fn decode(row: &Row) -> Result<Event, Error> {

@@ -5,7 +5,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -17,6 +17,7 @@ use super::super::db::{self, Pool, Tx};
 use super::super::{Error, during};
 use super::backlog::Backlog;
 use super::{AttemptEnd, ClaimedEvent, Disposition, Enqueued, NewEvent, insert, line};
+use crate::metrics::series;
 use crate::model::{AppId, Event};
 
 /// Requests that may wait for their transaction; then callers wait for room.
@@ -153,7 +154,10 @@ impl Task {
         if batch.is_empty() {
             return;
         }
-        let mut committed = self.commit(batch).await.map(Vec::into_iter);
+        let began = Instant::now();
+        let committed = self.commit(batch).await;
+        series().queue_written(batch.len(), began.elapsed(), committed.is_ok());
+        let mut committed = committed.map(Vec::into_iter);
         for request in batch.drain(..) {
             let done = match &mut committed {
                 Ok(done) => done.next().ok_or(Error::Closed),
