@@ -3,6 +3,7 @@
 mod check;
 mod environment;
 mod memory;
+mod tls;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -12,6 +13,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use environment::Environment;
+pub use tls::{ClientAuth, Tls};
 
 use crate::model::{AppId, LayerName, Mode, Sdk, TriggerDeclaration};
 use crate::sandbox::egress::policy::{self, Rule};
@@ -30,6 +32,8 @@ pub struct Config {
     pub user: Option<String>,
     /// File with the operator's bearer token. Needed for any address but loopback.
     pub operator_token_file: Option<PathBuf>,
+    /// TLS on the port: a table, see below.
+    pub tls: Tls,
     /// The Node binary (20 or newer). Default: `node` on PATH.
     pub node: Option<PathBuf>,
     /// The `npm` command. Default: `npm` on PATH.
@@ -217,6 +221,7 @@ impl Default for Config {
             data_dir: PathBuf::from("chatfn-data"),
             user: None,
             operator_token_file: None,
+            tls: Tls::default(),
             node: None,
             npm: None,
             npm_userconfig: None,

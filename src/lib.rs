@@ -40,6 +40,7 @@ pub mod service;
 pub mod serving;
 pub mod store;
 pub mod telemetry;
+pub mod tls;
 pub mod trial;
 pub mod worker;
 

@@ -30,6 +30,7 @@ use crate::publish::{self, InstallLimits, Installer, Npm, Proxy, Publisher, Regi
 use crate::sandbox::Sandbox;
 use crate::serving::Serving;
 use crate::store::{QueueLimits, Store};
+use crate::tls::{self, Reloader};
 use crate::worker;
 
 /// After the drain: for workers to end, connections to close and the history to be written, all together.
@@ -49,6 +50,7 @@ const PURGE_BATCH: u32 = 1000;
 /// A running service.
 pub struct Service {
     address: SocketAddr,
+    scheme: &'static str,
     sandbox: Sandbox,
     drain: Drain,
     drain_timeout: Duration,
@@ -74,6 +76,7 @@ impl Service {
     pub async fn start(config: &Config, host: Host, sandbox: Sandbox) -> anyhow::Result<Self> {
         let catalogue = Arc::new(Catalogue::new(&config.trigger_types)?);
         let token = config.operator_token()?;
+        let tls = Reloader::start(&config.tls)?;
         host::check_isolation(config, sandbox.report())?;
         let Host { node, npm, data, lock, home, .. } = host;
         let artifacts = Artifacts::open(&data)?;
@@ -159,8 +162,10 @@ impl Service {
             wait_max: config.wait_max,
         };
         let dispatcher = Dispatcher::new(store.clone(), serving.clone(), invoker.clone(), settings, enqueued, figures);
+        let scheme = if tls.is_some() { "https" } else { "http" };
         Ok(Self {
             address,
+            scheme,
             sandbox,
             drain,
             drain_timeout: config.drain_timeout,
@@ -171,7 +176,7 @@ impl Service {
             dispatcher: tokio::spawn(dispatcher.run(stop_dispatch.clone())),
             history: history_task,
             maintenance: tokio::spawn(maintain(store, serving, config.clone(), stop_dispatch.clone())),
-            server: tokio::spawn(serve(listener, routes, stop_server.clone())),
+            server: tokio::spawn(serve(listener, routes, tls, config.tls.handshake_timeout, stop_server.clone())),
             stop_dispatch,
             stop_server,
             stop_history,
@@ -181,6 +186,11 @@ impl Service {
 
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Where clients find it.
+    pub fn url(&self) -> String {
+        format!("{}://{}", self.scheme, self.address)
     }
 
     /// Resolves, with the reason, if a task ends that must not: without the dispatcher events would be accepted and never run.
@@ -262,16 +272,26 @@ async fn step(name: &str, deadline: Instant, work: impl Future<Output = ()>) {
 async fn serve(
     listener: TcpListener,
     routes: tonic::service::Routes,
+    tls: Option<Reloader>,
+    handshake_timeout: Duration,
     stop: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
-    Server::builder()
+    let router = Server::builder()
         .accept_http1(true)
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
         .http2_max_pending_accept_reset_streams(Some(64))
-        .add_routes(routes)
-        .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), stop.cancelled_owned())
-        .await
+        .add_routes(routes);
+    let Some(reloader) = tls else {
+        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        return router.serve_with_incoming_shutdown(incoming, stop.cancelled_owned()).await;
+    };
+    let incoming = tls::incoming(listener, reloader.configs(), handshake_timeout);
+    let served = router.serve_with_incoming_shutdown(incoming, stop.cancelled_owned());
+    tokio::select! {
+        served = served => served,
+        () = reloader.run() => unreachable!("it runs until it is dropped"),
+    }
 }
 
 /// Keeps what grows in bounds.

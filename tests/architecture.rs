@@ -9,7 +9,7 @@ const LAYERS: [&[&str]; 14] = [
     &["sandbox", "declarations"],
     &["config"],
     &["host"],
-    &["worker", "telemetry", "drain"],
+    &["worker", "telemetry", "drain", "tls"],
     &["pool", "store", "artifacts"],
     &["history"],
     &["serving"],

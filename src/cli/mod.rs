@@ -32,6 +32,7 @@ mod run;
 mod serve;
 mod show;
 mod test;
+mod tls;
 mod trial;
 mod versions;
 

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
@@ -68,6 +68,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         }
         telemetry::filter(&config.log_level)?;
         config.operator_token()?;
+        if let Some(loaded) = crate::tls::load(&config.tls)? {
+            loaded.warning(SystemTime::now()).into_iter().for_each(|warning| eprintln!("{warning}"));
+        }
         crate::model::Catalogue::new(&config.trigger_types)?;
         crate::host::find_tools(&config)?;
         println!("{}", serde_json::to_string_pretty(&config)?);
@@ -99,7 +102,7 @@ async fn serve(config: &Config, host: Host, sandbox: Sandbox) -> anyhow::Result<
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut service = Service::start(config, host, sandbox).await?;
     // For whoever started it with port 0; the log goes to stderr.
-    println!("chatfn listens on http://{}", service.address());
+    println!("chatfn listens on {}", service.url());
     let broken = service.broken();
     let result = tokio::select! {
         _ = terminate.recv() => Ok(()),

@@ -26,6 +26,7 @@ impl Config {
             return Err(Error::Value { name: "isolation.mode", value: "none".to_owned(), problem });
         }
         self.sdk.check().map_err(|(name, value, problem)| Error::Value { name, value, problem })?;
+        self.tls.check()?;
         if !self.listen.ip().is_loopback() && self.operator_token_file.is_none() {
             return Err(Error::Open(self.listen));
         }
@@ -59,7 +60,7 @@ impl Config {
     }
 
     /// With the least each may be.
-    fn spans(&self) -> [(&'static str, Duration, Duration); 10] {
+    fn spans(&self) -> [(&'static str, Duration, Duration); 11] {
         [
             ("idempotency_window", self.idempotency_window, Duration::ZERO),
             ("wait_max", self.wait_max, MOMENT),
@@ -71,6 +72,7 @@ impl Config {
             ("install_timeout", self.install_timeout, MOMENT),
             ("typecheck_timeout", self.typecheck_timeout, MOMENT),
             ("drain_timeout", self.drain_timeout, MOMENT),
+            ("tls.handshake_timeout", self.tls.handshake_timeout, MOMENT),
         ]
     }
 }
@@ -150,6 +152,7 @@ mod tests {
             ("install_timeout", ["1ms", "3650days"], ["0s", "18446744073709551615s"]),
             ("typecheck_timeout", ["1ms", "3650days"], ["0s", "18446744073709551615s"]),
             ("drain_timeout", ["1ms", "3650days"], ["0s", "18446744073709551615s"]),
+            ("tls.handshake_timeout", ["1ms", "3650days"], ["0s", "18446744073709551615s"]),
         ];
         for (name, good, bad) in table {
             for value in good {

@@ -1,6 +1,8 @@
 //! Through the front door: the real binary, real gRPC, real Node, real npm.
 
 mod activation;
+#[path = "../../src/tls/testing.rs"]
+mod certificates;
 mod cgroup;
 mod changes;
 mod cli;
@@ -46,6 +48,7 @@ mod settings;
 mod shutdown;
 mod smoke;
 mod tampering;
+mod tls;
 mod trials;
 mod typecheck;
 mod verify;
