@@ -32,6 +32,9 @@ pub struct Config {
     pub user: Option<String>,
     /// File with the operator's bearer token. Needed for any address but loopback.
     pub operator_token_file: Option<PathBuf>,
+    /// File with the keys that secrets are encrypted with, a line `key-id:base64` each (`chatfn keys generate`): the first one encrypts,
+    /// all open. Only the service may read it. Default: secrets lie in the database as they are.
+    pub encryption_keys_file: Option<PathBuf>,
     /// TLS on the port: a table, see below.
     pub tls: Tls,
     /// The Node binary (20 or newer). Default: `node` on PATH.
@@ -221,6 +224,7 @@ impl Default for Config {
             data_dir: PathBuf::from("chatfn-data"),
             user: None,
             operator_token_file: None,
+            encryption_keys_file: None,
             tls: Tls::default(),
             node: None,
             npm: None,

@@ -36,6 +36,7 @@ pub mod model;
 pub mod pool;
 pub mod publish;
 pub mod sandbox;
+pub mod secrets;
 pub mod service;
 pub mod serving;
 pub mod store;

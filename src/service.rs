@@ -28,6 +28,7 @@ use crate::model::{Catalogue, LayerName, Mode, Report};
 use crate::pool::{self, MemoryBudget};
 use crate::publish::{self, InstallLimits, Installer, Npm, Proxy, Publisher, Registries, SourceLimits};
 use crate::sandbox::Sandbox;
+use crate::secrets::Keyring;
 use crate::serving::Serving;
 use crate::store::{QueueLimits, Store};
 use crate::tls::{self, Reloader};
@@ -77,11 +78,13 @@ impl Service {
         let catalogue = Arc::new(Catalogue::new(&config.trigger_types)?);
         let token = config.operator_token()?;
         let tls = Reloader::start(&config.tls)?;
+        let keys = config.encryption_keys_file.as_deref().map(Keyring::open).transpose()?;
         host::check_isolation(config, sandbox.report())?;
         let Host { node, npm, data, lock, home, .. } = host;
         let artifacts = Artifacts::open(&data)?;
         let node_version = host::check_node(&sandbox).await?;
         let store = Store::open(&data.join("chatfn.db"), queue_limits(config)).await?;
+        keys.into_iter().for_each(|keys| store.use_keys(keys));
         store.abandon_invocations(SystemTime::now()).await?;
         store.release_claims().await?;
         let auth = Auth::open(store.clone(), token.as_deref()).await?;
@@ -351,6 +354,12 @@ fn announce(config: &Config, address: SocketAddr, has_token: bool, memory_budget
         let mode = isolation.mode;
         tracing::info!(
             "reserve: off, as a running worker cannot be given an app's files here (mode {mode}: {reason}): all start afresh"
+        );
+    }
+    if config.encryption_keys_file.is_none() && !config.listen.ip().is_loopback() {
+        tracing::warn!(
+            "secrets: no encryption_keys_file is set, so apps' environment variables lie in the database as they are; \
+             `chatfn keys generate` makes a key"
         );
     }
     if !has_token {

@@ -9,7 +9,7 @@ const LAYERS: [&[&str]; 14] = [
     &["sandbox", "declarations"],
     &["config"],
     &["host"],
-    &["worker", "telemetry", "drain", "tls"],
+    &["worker", "telemetry", "drain", "tls", "secrets"],
     &["pool", "store", "artifacts"],
     &["history"],
     &["serving"],

@@ -11,7 +11,7 @@ use tonic_types::{ErrorDetails, StatusExt};
 use super::auth::{Denied, Refused};
 use crate::model::{IdError, NoClientId, UnknownScope};
 use crate::publish::{InstallError, TypeCheckError};
-use crate::{invoke, publish, serving, store};
+use crate::{invoke, publish, secrets, serving, store};
 
 const DOMAIN: &str = "chatfn";
 /// Of a message as it travels. Proxies refuse more than 8 KiB of metadata, and clients silently lose the reason beyond 16 KiB.
@@ -112,6 +112,21 @@ impl From<store::Error> for Status {
             store::Error::UnknownApp(_) => with_reason(Code::NotFound, "APP_NOT_FOUND", err.to_string()),
             store::Error::Closed => draining(),
             store::Error::QueueFull { .. } => with_retry(Code::ResourceExhausted, "QUEUE_FULL", err.to_string()),
+            store::Error::Secret(secret) => {
+                tracing::error!(%err, "failed to encrypt or open a secret");
+                match secret {
+                    // Whose app it is may know: it names a variable of theirs, and an operator's key by its id.
+                    secrets::Error::UnknownKey { .. }
+                    | secrets::Error::NoKeys { .. }
+                    | secrets::Error::Tampered { .. }
+                    | secrets::Error::Malformed { .. } => {
+                        with_reason(Code::Internal, "SECRET_UNREADABLE", err.to_string())
+                    }
+                    secrets::Error::Read { .. } | secrets::Error::File { .. } | secrets::Error::NoRandom(_) => {
+                        with_reason(Code::Internal, "INTERNAL", "internal error; the service's log has the details")
+                    }
+                }
+            }
             store::Error::Database { .. } => {
                 tracing::error!(%err, "failed to use the store");
                 with_retry(Code::Unavailable, "STORE_UNAVAILABLE", "the store cannot be used right now")

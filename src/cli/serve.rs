@@ -10,6 +10,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::config::{Config, parse_override};
 use crate::host::Host;
 use crate::sandbox::Sandbox;
+use crate::secrets::Keyring;
 use crate::service::Service;
 use crate::telemetry;
 
@@ -68,6 +69,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         }
         telemetry::filter(&config.log_level)?;
         config.operator_token()?;
+        config.encryption_keys_file.as_deref().map(Keyring::open).transpose()?;
         if let Some(loaded) = crate::tls::load(&config.tls)? {
             loaded.warning(SystemTime::now()).into_iter().for_each(|warning| eprintln!("{warning}"));
         }

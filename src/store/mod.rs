@@ -16,12 +16,13 @@ mod invocation_page;
 mod invocation_row;
 mod open;
 mod queue;
+mod secrets;
 #[cfg(test)]
 pub mod testing;
 mod versions;
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use sqlx::{Sqlite, SqlitePool, Transaction};
 
@@ -36,6 +37,7 @@ pub use queue::{
     AttemptEnd, AttemptRecord, ClaimId, ClaimedEvent, DeadReason, Disposition, Due, Enqueued, EventRecord, Letters,
     Moved, NewEvent, QueueFigures, QueueLimits,
 };
+pub use secrets::Rotation;
 pub use versions::{BeginError, DeleteVersion, NewVersion, PublishKey};
 
 /// What can go wrong here. Cheap to clone: one failed transaction may be the answer to many callers.
@@ -66,6 +68,9 @@ pub enum Error {
     QueueFull { app: Option<AppId>, limit: u64 },
     #[error("the store is closed")]
     Closed,
+    /// A value or a key that cannot be encrypted or opened.
+    #[error(transparent)]
+    Secret(#[from] crate::secrets::Error),
 }
 
 /// A handle on the store; clones share it.
@@ -79,6 +84,7 @@ struct Inner {
     write: SqlitePool,
     read: SqlitePool,
     queue: queue::Writer,
+    keys: OnceLock<crate::secrets::Keyring>,
 }
 
 impl Store {

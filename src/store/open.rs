@@ -39,7 +39,7 @@ impl Store {
 
         let backlog = Backlog::open(&read, limits).await?;
         let queue = Writer::start(write.clone(), backlog);
-        Ok(Self { inner: Arc::new(Inner { write, read, queue }) })
+        Ok(Self { inner: Arc::new(Inner { write, read, queue, keys: std::sync::OnceLock::new() }) })
     }
 }
 

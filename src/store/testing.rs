@@ -10,7 +10,17 @@ use crate::model::{
     AppId, FailurePolicy, Function, Limits, RawJson, RetryPolicy, TriggerType, Version, VersionNumber, VersionState,
 };
 
+/// With keys, as a store should be.
 pub async fn store() -> (TempDir, Store) {
+    let (dir, store) = plain_store().await;
+    let path = dir.path().join("keys");
+    std::fs::write(&path, crate::secrets::generate("test").expect("a line").as_bytes()).expect("write");
+    std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("chmod");
+    store.use_keys(crate::secrets::Keyring::open(&path).expect("keys"));
+    (dir, store)
+}
+
+pub async fn plain_store() -> (TempDir, Store) {
     let dir = tempfile::tempdir().expect("tempdir");
     let store = Store::open(&dir.path().join("store.db"), QueueLimits::default()).await.expect("open");
     (dir, store)

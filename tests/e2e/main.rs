@@ -29,6 +29,7 @@ mod install;
 mod install_failures;
 mod invoke;
 mod isolation;
+mod keys;
 mod kills;
 mod local_loop;
 mod lockfile;
