@@ -37,6 +37,15 @@ pub struct Config {
     pub encryption_keys_file: Option<PathBuf>,
     /// TLS on the port: a table, see below.
     pub tls: Tls,
+    /// Wrong tokens that one address may send in a minute before it is held off; 0: as many as it likes.
+    pub auth_failures_per_minute: u32,
+    /// Networks of proxies whose `X-Forwarded-For` is believed.
+    #[serde(deserialize_with = "json_text::deserialize")]
+    pub trusted_proxies: Vec<Cidr>,
+    /// Invocations of an app in a second; each replica counts for itself. Apps may have their own. Default: as many as come.
+    pub rate_per_app: Option<u32>,
+    /// At once, after a pause. Default: as many as in a second.
+    pub rate_burst_per_app: Option<u32>,
     /// The Node binary (20 or newer). Default: `node` on PATH.
     pub node: Option<PathBuf>,
     /// The `npm` command. Default: `npm` on PATH.
@@ -226,6 +235,10 @@ impl Default for Config {
             operator_token_file: None,
             encryption_keys_file: None,
             tls: Tls::default(),
+            auth_failures_per_minute: 300,
+            trusted_proxies: Vec::new(),
+            rate_per_app: None,
+            rate_burst_per_app: None,
             node: None,
             npm: None,
             npm_userconfig: None,

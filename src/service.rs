@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 
-use crate::api::{self, Auth, MessageLimits, Services};
+use crate::api::{self, Auth, Failures, MessageLimits, RateDefaults, Rates, Services};
 use crate::artifacts::Artifacts;
 use crate::config::Config;
 use crate::dispatch::{self, Dispatcher};
@@ -87,7 +87,12 @@ impl Service {
         keys.into_iter().for_each(|keys| store.use_keys(keys));
         store.abandon_invocations(SystemTime::now()).await?;
         store.release_claims().await?;
-        let auth = Auth::open(store.clone(), token.as_deref()).await?;
+        let failures = Failures::new(config.auth_failures_per_minute, config.trusted_proxies.clone());
+        let auth = Auth::open(store.clone(), token.as_deref(), failures).await?;
+        let rates = Rates::new(
+            store.clone(),
+            RateDefaults { per_second: config.rate_per_app, burst: config.rate_burst_per_app },
+        );
         let stop_history = CancellationToken::new();
         let (history, history_task) = History::start(store.clone(), config.log_line_bytes_max, stop_history.clone());
         let workers =
@@ -138,8 +143,16 @@ impl Service {
         let address = listener.local_addr()?;
         announce(config, address, token.is_some(), budget.limit(), sandbox.report());
         let drain = Drain::new().await;
+        let sweep = {
+            let (auth, rates) = (auth.clone(), rates.clone());
+            move || {
+                auth.sweep();
+                rates.sweep();
+            }
+        };
         let routes = api::routes(Services {
             auth,
+            rates,
             invoker: invoker.clone(),
             publisher: publisher.clone(),
             serving: serving.clone(),
@@ -178,7 +191,7 @@ impl Service {
             store: store.clone(),
             dispatcher: tokio::spawn(dispatcher.run(stop_dispatch.clone())),
             history: history_task,
-            maintenance: tokio::spawn(maintain(store, serving, config.clone(), stop_dispatch.clone())),
+            maintenance: tokio::spawn(maintain(store, serving, config.clone(), sweep, stop_dispatch.clone())),
             server: tokio::spawn(serve(listener, routes, tls, config.tls.handshake_timeout, stop_server.clone())),
             stop_dispatch,
             stop_server,
@@ -298,7 +311,7 @@ async fn serve(
 }
 
 /// Keeps what grows in bounds.
-async fn maintain(store: Store, serving: Serving, config: Config, stop: CancellationToken) {
+async fn maintain(store: Store, serving: Serving, config: Config, sweep: impl Fn() + Send, stop: CancellationToken) {
     let mut ticks = interval(MAINTENANCE_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -306,6 +319,7 @@ async fn maintain(store: Store, serving: Serving, config: Config, stop: Cancella
             () = stop.cancelled() => return,
             _ = ticks.tick() => {}
         }
+        sweep();
         serving.unload_idle(config.idle_ttl).await;
         if let Err(err) = purge(&store, &config).await {
             tracing::error!(%err, "failed to purge old rows");

@@ -5,6 +5,7 @@ mod convert;
 mod grpc;
 mod http;
 mod logs;
+mod rates;
 mod rest;
 mod status;
 
@@ -23,7 +24,8 @@ use crate::publish::Publisher;
 use crate::serving::Serving;
 use crate::store::Store;
 
-pub use auth::Auth;
+pub use auth::{Auth, Failures};
+pub use rates::{RateDefaults, Rates};
 
 /// Room for the envelope around an event or a result.
 const ENVELOPE_BYTES: usize = 1 << 20;
@@ -49,6 +51,7 @@ pub struct Services {
     pub isolation: Report,
     pub sdk: Sdk,
     pub limits: MessageLimits,
+    pub rates: Rates,
     /// A permit for each client that reads logs by HTTP.
     pub log_streams: Arc<Semaphore>,
 }

@@ -31,6 +31,13 @@ fn with_retry(code: Code, reason: &str, message: impl Into<String>) -> Status {
     Status::with_error_details(code, short(message.into()), details)
 }
 
+/// More came than may. `wait`: until one may come again.
+pub(super) fn rate_limited(reason: &str, message: impl Into<String>, wait: Duration) -> Status {
+    let mut details = ErrorDetails::with_error_info(reason, DOMAIN, HashMap::new());
+    details.set_retry_info(Some(wait));
+    Status::with_error_details(Code::ResourceExhausted, short(message.into()), details)
+}
+
 /// A stack may be long, and it goes out twice: percent-encoded as the message, and in base64 within the details.
 fn short(mut message: String) -> String {
     let mut thirds_left = ENCODED_BYTES_MAX * 3;
@@ -91,6 +98,7 @@ impl From<Refused> for Status {
             Refused::NoToken | Refused::Invalid | Refused::Expired => {
                 with_reason(Code::Unauthenticated, "UNAUTHENTICATED", err.to_string())
             }
+            Refused::TooMany(wait) => rate_limited("TOO_MANY_FAILURES", err.to_string(), wait),
             Refused::Store(err) => err.into(),
         }
     }

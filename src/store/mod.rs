@@ -28,7 +28,7 @@ use sqlx::{Sqlite, SqlitePool, Transaction};
 
 use crate::model::AppId;
 
-pub use apps::{App, AppChange};
+pub use apps::{App, AppChange, AppRate};
 pub use credentials::{CreateCredential, Secret256};
 pub use functions::{FunctionRecord, FunctionVersionRecord, Sources};
 pub use history::{HistoryItem, InvocationFilter, LogFilter, LogPosition};

@@ -41,6 +41,7 @@ mod privileges;
 mod publish;
 mod publish_request;
 mod queue;
+mod rates;
 mod reserve;
 mod rest;
 mod rest_sdk;

@@ -62,7 +62,7 @@ impl FromRequestParts<Arc<Services>> for Manager {
 
 /// The caller's app – a client has one – if it has one of these scopes for it.
 async fn allowed(parts: &Parts, services: &Services, scopes: &[Scope]) -> Result<(AppId, Caller), ApiError> {
-    let caller = services.auth.caller(&parts.headers).await?;
+    let caller = services.auth.caller(&parts.headers, &parts.extensions).await?;
     if !parts.headers.contains_key(AUTHORIZATION) && !is_local(parts) {
         let message = "without a token, call the service as localhost or by its address";
         return Err(ApiError::new(StatusCode::FORBIDDEN, "FOREIGN_HOST", message));
