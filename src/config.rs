@@ -3,6 +3,7 @@
 mod check;
 mod environment;
 mod memory;
+mod oidc;
 mod tls;
 
 use std::collections::BTreeMap;
@@ -13,6 +14,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use environment::Environment;
+pub use oidc::{Oidc, is_safe};
 pub use tls::{ClientAuth, Tls};
 
 use crate::model::{AppId, LayerName, Mode, Sdk, TriggerDeclaration};
@@ -46,6 +48,8 @@ pub struct Config {
     pub rate_per_app: Option<u32>,
     /// At once, after a pause. Default: as many as in a second.
     pub rate_burst_per_app: Option<u32>,
+    /// Bearer tokens of an OpenID Connect issuer: a table, see below.
+    pub oidc: Oidc,
     /// The Node binary (20 or newer). Default: `node` on PATH.
     pub node: Option<PathBuf>,
     /// The `npm` command. Default: `npm` on PATH.
@@ -235,6 +239,7 @@ impl Default for Config {
             operator_token_file: None,
             encryption_keys_file: None,
             tls: Tls::default(),
+            oidc: Oidc::default(),
             auth_failures_per_minute: 300,
             trusted_proxies: Vec::new(),
             rate_per_app: None,

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 
-use crate::api::{self, Auth, Failures, MessageLimits, RateDefaults, Rates, Services};
+use crate::api::{self, Auth, Failures, MessageLimits, Oidc, RateDefaults, Rates, Services};
 use crate::artifacts::Artifacts;
 use crate::config::Config;
 use crate::dispatch::{self, Dispatcher};
@@ -88,7 +88,7 @@ impl Service {
         store.abandon_invocations(SystemTime::now()).await?;
         store.release_claims().await?;
         let failures = Failures::new(config.auth_failures_per_minute, config.trusted_proxies.clone());
-        let auth = Auth::open(store.clone(), token.as_deref(), failures).await?;
+        let auth = Auth::open(store.clone(), token.as_deref(), failures, Oidc::of(&config.oidc)?).await?;
         let rates = Rates::new(
             store.clone(),
             RateDefaults { per_second: config.rate_per_app, burst: config.rate_burst_per_app },
@@ -141,7 +141,7 @@ impl Service {
         let listener =
             TcpListener::bind(config.listen).await.with_context(|| format!("listen on {}", config.listen))?;
         let address = listener.local_addr()?;
-        announce(config, address, token.is_some(), budget.limit(), sandbox.report());
+        announce(config, address, token.is_some() || config.oidc.issuer.is_some(), budget.limit(), sandbox.report());
         let drain = Drain::new().await;
         let sweep = {
             let (auth, rates) = (auth.clone(), rates.clone());

@@ -10,6 +10,7 @@ use serde_json::Value;
 const TABLES: &[(&str, &str, &str)] = &[
     ("configuration", "Config", "src/config.rs"),
     ("tls", "Tls", "src/config/tls.rs"),
+    ("oidc", "Oidc", "src/config/oidc.rs"),
     ("isolation", "Isolation", "src/config.rs"),
     ("egress", "Egress", "src/config.rs"),
     ("sdk", "Sdk", "src/model/sdk.rs"),

@@ -24,7 +24,7 @@ use crate::publish::Publisher;
 use crate::serving::Serving;
 use crate::store::Store;
 
-pub use auth::{Auth, Failures};
+pub use auth::{Auth, Failures, Oidc};
 pub use rates::{RateDefaults, Rates};
 
 /// Room for the envelope around an event or a result.

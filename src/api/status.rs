@@ -95,9 +95,10 @@ impl From<UnknownScope> for Status {
 impl From<Refused> for Status {
     fn from(err: Refused) -> Self {
         match err {
-            Refused::NoToken | Refused::Invalid | Refused::Expired => {
+            Refused::NoToken | Refused::Invalid | Refused::Expired | Refused::TokenExpired => {
                 with_reason(Code::Unauthenticated, "UNAUTHENTICATED", err.to_string())
             }
+            Refused::IssuerAway => with_retry(Code::Unavailable, "ISSUER_UNAVAILABLE", err.to_string()),
             Refused::TooMany(wait) => rate_limited("TOO_MANY_FAILURES", err.to_string(), wait),
             Refused::Store(err) => err.into(),
         }

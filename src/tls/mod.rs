@@ -155,6 +155,7 @@ impl Files {
 pub fn install_provider() {
     // An error says that there is one already, which is as good.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let _ = jsonwebtoken::crypto::aws_lc::DEFAULT_PROVIDER.install_default();
 }
 
 /// Reads the files. `None`: the port speaks no TLS.

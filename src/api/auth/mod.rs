@@ -7,6 +7,7 @@
 mod failures;
 mod known;
 mod oauth;
+mod oidc;
 mod tokens;
 
 use std::net::IpAddr;
@@ -29,6 +30,7 @@ use tokens::{AccessKey, Claims, TokenError};
 
 pub use failures::Failures;
 pub(super) use oauth::router as oauth;
+pub use oidc::Oidc;
 
 /// Who calls.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,6 +39,8 @@ pub enum Caller {
     Operator,
     /// Acts for one app.
     Client { app: AppId, client_id: ClientId, scopes: Scopes },
+    /// Acts for these apps until its issuer's token expires.
+    Federated { apps: Vec<AppId>, scopes: Scopes, expires_at: SystemTime },
 }
 
 /// Why nobody is known to call.
@@ -50,6 +54,10 @@ pub enum Refused {
     Invalid,
     #[error("the access token has expired: get another from POST /oauth/token")]
     Expired,
+    #[error("the token has expired: get another from its issuer")]
+    TokenExpired,
+    #[error("the keys of the token's issuer cannot be fetched right now")]
+    IssuerAway,
     #[error("too many wrong tokens came from this address: send the right one in {}", seconds(*.0))]
     TooMany(Duration),
     #[error(transparent)]
@@ -80,16 +88,22 @@ struct Shared {
     key: AccessKey,
     known: Known,
     failures: Failures,
+    oidc: Option<Oidc>,
 }
 
 impl Auth {
     /// # Errors
     /// The store cannot be used, or the system has no random numbers.
-    pub async fn open(store: Store, operator_token: Option<&str>, failures: Failures) -> anyhow::Result<Self> {
+    pub async fn open(
+        store: Store,
+        operator_token: Option<&str>,
+        failures: Failures,
+        oidc: Option<Oidc>,
+    ) -> anyhow::Result<Self> {
         let key = store.service_key("access-tokens", tokens::random()?).await?;
         let operator = operator_token.map(|token| blake3::hash(token.as_bytes()));
         let (key, known) = (AccessKey::new(&key), Known::new(store));
-        Ok(Self { shared: Arc::new(Shared { operator, key, known, failures }) })
+        Ok(Self { shared: Arc::new(Shared { operator, key, known, failures, oidc }) })
     }
 
     /// Who sent these headers, on the connection that the extensions tell of.
@@ -99,7 +113,7 @@ impl Auth {
     pub(super) async fn caller(&self, headers: &HeaderMap, extensions: &Extensions) -> Result<Caller, Refused> {
         let mut values = headers.get_all(AUTHORIZATION).iter();
         match (values.next(), values.next()) {
-            (None, _) if self.shared.operator.is_none() => Ok(Caller::Operator),
+            (None, _) if self.shared.operator.is_none() && self.shared.oidc.is_none() => Ok(Caller::Operator),
             (None, _) => Err(Refused::NoToken),
             (Some(value), None) => {
                 let value = value.to_str().map_err(|_| Refused::NoToken)?;
@@ -116,9 +130,10 @@ impl Auth {
             // The right one, too: else there would be no end of guesses.
             return held_off.map_or(Ok(Caller::Operator), |wait| Err(Refused::TooMany(wait)));
         }
-        let found = match tokens::secret_hash(token) {
-            Some(sha256) => self.by_secret(&sha256, held_off).await,
-            None => self.by_claims(token, now).await,
+        let found = match (tokens::secret_hash(token), &self.shared.oidc) {
+            (Some(sha256), _) => self.by_secret(&sha256, held_off).await,
+            (None, Some(oidc)) if Oidc::is_jwt(token) => oidc.caller(token).await,
+            (None, _) => self.by_claims(token, now).await,
         };
         match found {
             Err(Refused::Invalid) => Err(self.failed(source)),
@@ -195,11 +210,14 @@ impl Auth {
 
     /// Resolves when the caller's credential is revoked: for streams, which outlive the check at their beginning.
     pub(super) fn revoked(&self, caller: &Caller) -> impl Future<Output = ()> + Send + use<> {
-        let (shared, client_id) = (Arc::clone(&self.shared), caller.client_id());
+        let (shared, caller) = (Arc::clone(&self.shared), caller.clone());
         async move {
-            match client_id {
-                Some(id) => shared.known.gone(id).await,
-                None => std::future::pending().await,
+            match caller {
+                Caller::Client { client_id, .. } => shared.known.gone(client_id).await,
+                Caller::Federated { expires_at, .. } => {
+                    tokio::time::sleep(expires_at.duration_since(SystemTime::now()).unwrap_or_default()).await;
+                }
+                Caller::Operator => std::future::pending().await,
             }
         }
     }
@@ -216,8 +234,18 @@ impl Caller {
             Self::Client { app: own, .. } if own != app => {
                 Err(Denied::OtherApp { own: own.clone(), other: app.clone() })
             }
-            Self::Client { scopes, .. } if needs.iter().any(|scope| scopes.contains(*scope)) => Ok(()),
-            Self::Client { scopes, .. } => Err(Denied::Scope { needs: needs.to_vec(), has: *scopes }),
+            Self::Federated { apps, .. } if !apps.contains(app) => {
+                let own = apps.first().unwrap_or(app).clone();
+                Err(Denied::OtherApp { own, other: app.clone() })
+            }
+            Self::Client { scopes, .. } | Self::Federated { scopes, .. }
+                if needs.iter().any(|scope| scopes.contains(*scope)) =>
+            {
+                Ok(())
+            }
+            Self::Client { scopes, .. } | Self::Federated { scopes, .. } => {
+                Err(Denied::Scope { needs: needs.to_vec(), has: *scopes })
+            }
         }
     }
 
@@ -226,7 +254,9 @@ impl Caller {
     pub fn may_everything(&self) -> Result<(), Denied> {
         match self {
             Self::Operator => Ok(()),
-            Self::Client { scopes, .. } => Err(Denied::Scope { needs: vec![Scope::Operator], has: *scopes }),
+            Self::Client { scopes, .. } | Self::Federated { scopes, .. } => {
+                Err(Denied::Scope { needs: vec![Scope::Operator], has: *scopes })
+            }
         }
     }
 
@@ -237,15 +267,8 @@ impl Caller {
     pub fn may_give(&self, given: Scopes) -> Result<(), Denied> {
         match self {
             Self::Operator => Ok(()),
-            Self::Client { scopes, .. } if scopes.contains_all(given) => Ok(()),
-            Self::Client { scopes, .. } => Err(Denied::Escalation { has: *scopes }),
-        }
-    }
-
-    fn client_id(&self) -> Option<ClientId> {
-        match self {
-            Self::Operator => None,
-            Self::Client { client_id, .. } => Some(*client_id),
+            Self::Client { scopes, .. } | Self::Federated { scopes, .. } if scopes.contains_all(given) => Ok(()),
+            Self::Client { scopes, .. } | Self::Federated { scopes, .. } => Err(Denied::Escalation { has: *scopes }),
         }
     }
 }

@@ -171,7 +171,9 @@ impl Form {
 impl From<Refused> for Error {
     fn from(err: Refused) -> Self {
         match err {
-            Refused::NoToken | Refused::Invalid | Refused::Expired => Self::InvalidClient,
+            Refused::NoToken | Refused::Invalid | Refused::Expired | Refused::TokenExpired | Refused::IssuerAway => {
+                Self::InvalidClient
+            }
             Refused::TooMany(wait) => Self::TooMany(wait),
             Refused::Store(err) => Self::Store(err),
         }

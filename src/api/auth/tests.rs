@@ -35,7 +35,7 @@ fn invalid(result: Result<Caller, Refused>) -> bool {
 #[tokio::test]
 async fn a_token_holds_until_it_expires_or_its_credential_is_gone() {
     let (_dir, store) = store().await;
-    let auth = Auth::open(store.clone(), Some(OPERATOR), unlimited()).await.expect("opens");
+    let auth = Auth::open(store.clone(), Some(OPERATOR), unlimited(), None).await.expect("opens");
     assert_eq!(auth.bearer(OPERATOR, None, at(0)).await.expect("known"), Caller::Operator);
     let (credential, secret) = created(&store, Some("shop"), &[Scope::Invoke, Scope::Publish]).await;
     let client_id = credential.client_id;
@@ -49,7 +49,7 @@ async fn a_token_holds_until_it_expires_or_its_credential_is_gone() {
     assert!(matches!(auth.bearer(&token, None, late).await, Err(Refused::Expired)));
 
     // Another service on the same store, with nothing in its memory.
-    let restarted = Auth::open(store.clone(), None, unlimited()).await.expect("opens");
+    let restarted = Auth::open(store.clone(), None, unlimited(), None).await.expect("opens");
     assert_eq!(restarted.bearer(&token, None, at(1)).await.expect("known"), client(fewer));
 
     let mut revoked = Box::pin(auth.revoked(&client(fewer)));
@@ -63,7 +63,7 @@ async fn a_token_holds_until_it_expires_or_its_credential_is_gone() {
 #[tokio::test]
 async fn the_credentials_of_a_deleted_app_are_forgotten_with_it_and_others_are_not() {
     let (_dir, store) = store().await;
-    let auth = Auth::open(store.clone(), None, unlimited()).await.expect("opens");
+    let auth = Auth::open(store.clone(), None, unlimited(), None).await.expect("opens");
     let (_, shop) = created(&store, Some("shop"), &[Scope::Manage]).await;
     let (_, other) = created(&store, Some("other"), &[Scope::Manage]).await;
     let (_, operator) = created(&store, None, &[Scope::Operator]).await;
@@ -78,7 +78,7 @@ async fn the_credentials_of_a_deleted_app_are_forgotten_with_it_and_others_are_n
 #[tokio::test]
 async fn a_credential_that_was_seen_costs_no_look_into_the_store() {
     let (_dir, store) = store().await;
-    let auth = Auth::open(store.clone(), None, unlimited()).await.expect("opens");
+    let auth = Auth::open(store.clone(), None, unlimited(), None).await.expect("opens");
     let (credential, secret) = created(&store, Some("shop"), &[Scope::Invoke]).await;
     let claims = Claims { client_id: credential.client_id, scopes: credential.scopes };
     let token = auth.shared.key.issue(claims, at(0));
@@ -92,7 +92,7 @@ async fn a_credential_that_was_seen_costs_no_look_into_the_store() {
 #[tokio::test]
 async fn without_an_operators_token_a_header_is_checked_all_the_same() {
     let (_dir, store) = store().await;
-    let auth = Auth::open(store.clone(), None, unlimited()).await.expect("opens");
+    let auth = Auth::open(store.clone(), None, unlimited(), None).await.expect("opens");
     let headers = |values: &[&str]| {
         values.iter().map(|value| (AUTHORIZATION, value.parse().expect("a value"))).collect::<HeaderMap>()
     };
@@ -130,7 +130,7 @@ fn a_client_may_what_its_scopes_say_with_its_own_app_alone() {
 #[tokio::test]
 async fn an_address_that_sends_wrong_tokens_is_held_off_and_what_was_seen_there_goes_on() {
     let (_dir, store) = store().await;
-    let auth = Auth::open(store.clone(), Some(OPERATOR), Failures::new(3, Vec::new())).await.expect("opens");
+    let auth = Auth::open(store.clone(), Some(OPERATOR), Failures::new(3, Vec::new()), None).await.expect("opens");
     let (credential, secret) = created(&store, Some("shop"), &[Scope::Invoke]).await;
     let (_, unseen) = created(&store, Some("shop"), &[Scope::Invoke]).await;
     let claims = Claims { client_id: credential.client_id, scopes: credential.scopes };

@@ -74,7 +74,8 @@ async fn allowed(parts: &Parts, services: &Services, scopes: &[Scope]) -> Result
     let app = match (&caller, named) {
         (_, Some(app)) => app,
         (Caller::Client { app, .. }, None) => app.clone(),
-        (Caller::Operator, None) => {
+        (Caller::Federated { apps, .. }, None) if apps.len() == 1 => apps[0].clone(),
+        (Caller::Operator | Caller::Federated { .. }, None) => {
             let message =
                 "an operator may see all apps: name one in the header X-Chatfn-App, or use an app's credential";
             return Err(ApiError::bad_request("APP_MISSING", message));
