@@ -35,6 +35,8 @@ mod local_loop;
 mod lockfile;
 mod logs;
 mod memory;
+mod message_sizes;
+mod oidc;
 mod orphans;
 mod pool;
 mod privileges;
