@@ -5,6 +5,8 @@ mod check;
 mod database_url;
 mod environment;
 mod memory;
+mod oidc;
+mod tls;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -15,6 +17,8 @@ use serde::{Deserialize, Serialize};
 
 use artifacts::Location;
 use environment::Environment;
+pub use oidc::{Oidc, is_safe};
+pub use tls::{ClientAuth, Tls};
 
 pub use database_url::DatabaseUrl;
 
@@ -46,6 +50,22 @@ pub struct Config {
     pub user: Option<String>,
     /// File with the operator's bearer token. Needed for any address but loopback.
     pub operator_token_file: Option<PathBuf>,
+    /// File with the keys that secrets are encrypted with, a line `key-id:base64` each (`chatfn keys generate`): the first one encrypts,
+    /// all open. Only the service may read it. Default: secrets lie in the database as they are.
+    pub encryption_keys_file: Option<PathBuf>,
+    /// TLS on the port: a table, see below.
+    pub tls: Tls,
+    /// Wrong tokens that one address may send in a minute before it is held off; 0: as many as it likes.
+    pub auth_failures_per_minute: u32,
+    /// Networks of proxies whose `X-Forwarded-For` is believed.
+    #[serde(deserialize_with = "json_text::deserialize")]
+    pub trusted_proxies: Vec<Cidr>,
+    /// Invocations of an app in a second; each replica counts for itself. Apps may have their own. Default: as many as come.
+    pub rate_per_app: Option<u32>,
+    /// At once, after a pause. Default: as many as in a second.
+    pub rate_burst_per_app: Option<u32>,
+    /// Bearer tokens of an OpenID Connect issuer: a table, see below.
+    pub oidc: Oidc,
     /// The Node binary (20 or newer). Default: `node` on PATH.
     pub node: Option<PathBuf>,
     /// The `npm` command. Default: `npm` on PATH.
@@ -248,6 +268,13 @@ impl Default for Config {
             database_timeout: Duration::from_secs(10),
             user: None,
             operator_token_file: None,
+            encryption_keys_file: None,
+            tls: Tls::default(),
+            oidc: Oidc::default(),
+            auth_failures_per_minute: 300,
+            trusted_proxies: Vec::new(),
+            rate_per_app: None,
+            rate_burst_per_app: None,
             node: None,
             npm: None,
             npm_userconfig: None,

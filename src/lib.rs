@@ -42,10 +42,12 @@ pub mod pool;
 pub mod publish;
 pub mod replicas;
 pub mod sandbox;
+pub mod secrets;
 pub mod service;
 pub mod serving;
 pub mod store;
 pub mod telemetry;
+pub mod tls;
 pub mod trial;
 pub mod worker;
 

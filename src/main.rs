@@ -6,5 +6,6 @@ use chatfn::cli::Cli;
 use clap::Parser;
 
 fn main() -> ExitCode {
+    chatfn::tls::install_provider();
     Cli::parse().run()
 }

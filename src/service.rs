@@ -16,8 +16,8 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 
+use crate::api::{self, Auth, Failures, Measures, MessageLimits, Oidc, RateDefaults, Rates, Services};
 use crate::artifacts::{Artifacts, Blobs, BlobsSettings, Remote};
-use crate::api::{self, Auth, Measures, MessageLimits, Services};
 use crate::config::Config;
 use crate::dispatch::{self, Dispatcher};
 use crate::drain::Drain;
@@ -30,8 +30,10 @@ use crate::pool::{self, MemoryBudget};
 use crate::publish::{self, InstallLimits, Installer, Npm, Proxy, Publisher, Registries, SourceLimits};
 use crate::replicas;
 use crate::sandbox::Sandbox;
+use crate::secrets::Keyring;
 use crate::serving::Serving;
 use crate::store::{Database, Postgres, QueueLimits, Store};
+use crate::tls::{self, Reloader};
 use crate::worker;
 
 /// After the drain: for workers to end, connections to close and the history to be written, all together.
@@ -54,6 +56,7 @@ const PURGE_BATCH: u32 = 1000;
 /// A running service.
 pub struct Service {
     address: SocketAddr,
+    scheme: &'static str,
     sandbox: Sandbox,
     drain: Drain,
     drain_timeout: Duration,
@@ -83,6 +86,8 @@ impl Service {
     pub async fn start(config: &Config, host: Host, sandbox: Sandbox) -> anyhow::Result<Self> {
         let catalogue = Arc::new(Catalogue::new(&config.trigger_types)?);
         let token = config.operator_token()?;
+        let tls = Reloader::start(&config.tls)?;
+        let keys = config.encryption_keys_file.as_deref().map(Keyring::open).transpose()?;
         host::check_isolation(config, sandbox.report())?;
         let trigger_types = catalogue.iter().map(|trigger| trigger.trigger_type.to_string()).collect();
         let exposition =
@@ -91,10 +96,16 @@ impl Service {
         let artifacts = Artifacts::open(&data)?;
         let node_version = host::check_node(&sandbox).await?;
         let store = Store::open(database(config, &data)?, queue_limits(config)).await?;
+        keys.into_iter().for_each(|keys| store.use_keys(keys));
         replicas::join(&store).await?;
         let blobs = Blobs::new(artifacts.clone(), store.clone(), open_remote(config).await?, blobs_settings(config));
         exposition.tell_build(&node_version);
-        let auth = Auth::open(store.clone(), token.as_deref()).await?;
+        let failures = Failures::new(config.auth_failures_per_minute, config.trusted_proxies.clone());
+        let auth = Auth::open(store.clone(), token.as_deref(), failures, Oidc::of(&config.oidc)?).await?;
+        let rates = Rates::new(
+            store.clone(),
+            RateDefaults { per_second: config.rate_per_app, burst: config.rate_burst_per_app },
+        );
         let stop_history = CancellationToken::new();
         let (history, history_task) = History::start(store.clone(), config.log_line_bytes_max, stop_history.clone());
         let workers =
@@ -149,12 +160,20 @@ impl Service {
             }
             None => None,
         };
-        announce(config, address, token.is_some(), budget.limit(), sandbox.report());
+        announce(config, address, token.is_some() || config.oidc.issuer.is_some(), budget.limit(), sandbox.report());
         let drain = Drain::new().await;
         let measures = Measures::new(exposition.clone(), store.clone(), serving.clone(), drain.clone());
         let admin_routes = api::admin::routes(drain.clone(), store.clone(), measures.clone());
+        let sweep = {
+            let (auth, rates) = (auth.clone(), rates.clone());
+            move || {
+                auth.sweep();
+                rates.sweep();
+            }
+        };
         let routes = api::routes(Services {
             auth: auth.clone(),
+            rates,
             invoker: invoker.clone(),
             publisher: publisher.clone(),
             serving: serving.clone(),
@@ -178,7 +197,7 @@ impl Service {
         let admin = match admin {
             Some(listener) => {
                 tracing::info!(address = %listener.local_addr()?, "the admin listener serves, without credentials");
-                Some(tokio::spawn(serve(listener, admin_routes, stop_server.clone())))
+                Some(tokio::spawn(serve(listener, admin_routes, None, Duration::ZERO, stop_server.clone())))
             }
             None => None,
         };
@@ -191,8 +210,10 @@ impl Service {
         let dispatcher = Dispatcher::new(store.clone(), serving.clone(), invoker.clone(), settings, enqueued, figures);
         let stop_replicas = CancellationToken::new();
         let watch = replicas::watch(store.clone(), watched, events, move || auth.forget_all(), stop_replicas);
+        let scheme = if tls.is_some() { "https" } else { "http" };
         Ok(Self {
             address,
+            scheme,
             sandbox,
             drain,
             drain_timeout: config.drain_timeout,
@@ -208,10 +229,11 @@ impl Service {
                 publisher.clone(),
                 blobs.clone(),
                 config.clone(),
+                sweep,
                 stop_dispatch.clone(),
             )),
             replicas: tokio::spawn(watch),
-            server: tokio::spawn(serve(listener, routes, stop_server.clone())),
+            server: tokio::spawn(serve(listener, routes, tls, config.tls.handshake_timeout, stop_server.clone())),
             admin,
             upkeep: tokio::spawn(keep_up(exposition)),
             stop_dispatch,
@@ -223,6 +245,11 @@ impl Service {
 
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Where clients find it.
+    pub fn url(&self) -> String {
+        format!("{}://{}", self.scheme, self.address)
     }
 
     /// Resolves, with the reason, if a task ends that must not: without the dispatcher events would be accepted and never run.
@@ -320,16 +347,26 @@ async fn step(name: &str, deadline: Instant, work: impl Future<Output = ()>) {
 async fn serve(
     listener: TcpListener,
     routes: tonic::service::Routes,
+    tls: Option<Reloader>,
+    handshake_timeout: Duration,
     stop: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
-    Server::builder()
+    let router = Server::builder()
         .accept_http1(true)
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
         .http2_max_pending_accept_reset_streams(Some(64))
-        .add_routes(routes)
-        .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), stop.cancelled_owned())
-        .await
+        .add_routes(routes);
+    let Some(reloader) = tls else {
+        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        return router.serve_with_incoming_shutdown(incoming, stop.cancelled_owned()).await;
+    };
+    let incoming = tls::incoming(listener, reloader.configs(), handshake_timeout);
+    let served = router.serve_with_incoming_shutdown(incoming, stop.cancelled_owned());
+    tokio::select! {
+        served = served => served,
+        () = reloader.run() => unreachable!("it runs until it is dropped"),
+    }
 }
 
 async fn maintain_all(
@@ -338,10 +375,11 @@ async fn maintain_all(
     publisher: Publisher,
     blobs: Blobs,
     config: Config,
+    sweep: impl Fn() + Send,
     stop: CancellationToken,
 ) {
-    let sweep = sweep_files(&publisher, &blobs, stop.clone());
-    tokio::join!(maintain(store, serving, config, stop.clone()), blobs.maintain(stop), sweep);
+    let files = sweep_files(&publisher, &blobs, stop.clone());
+    tokio::join!(maintain(store, serving, config, sweep, stop.clone()), blobs.maintain(stop), files);
 }
 
 /// Of versions that were deleted on another replica. Those deleted here are swept at once.
@@ -389,7 +427,7 @@ async fn keep_up(exposition: Exposition) {
 }
 
 /// Keeps what grows in bounds.
-async fn maintain(store: Store, serving: Serving, config: Config, stop: CancellationToken) {
+async fn maintain(store: Store, serving: Serving, config: Config, sweep: impl Fn() + Send, stop: CancellationToken) {
     let mut ticks = interval(MAINTENANCE_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -397,6 +435,7 @@ async fn maintain(store: Store, serving: Serving, config: Config, stop: Cancella
             () = stop.cancelled() => return,
             _ = ticks.tick() => {}
         }
+        sweep();
         serving.unload_idle(config.idle_ttl).await;
         if let Err(err) = purge(&store, &config).await {
             tracing::error!(%err, "failed to purge old rows");
@@ -445,6 +484,12 @@ fn announce(config: &Config, address: SocketAddr, has_token: bool, memory_budget
         let mode = isolation.mode;
         tracing::info!(
             "reserve: off, as a running worker cannot be given an app's files here (mode {mode}: {reason}): all start afresh"
+        );
+    }
+    if config.encryption_keys_file.is_none() && !config.listen.ip().is_loopback() {
+        tracing::warn!(
+            "secrets: no encryption_keys_file is set, so apps' environment variables lie in the database as they are; \
+             `chatfn keys generate` makes a key"
         );
     }
     if !has_token {

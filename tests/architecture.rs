@@ -10,7 +10,7 @@ const LAYERS: [&[&str]; 15] = [
     &["sandbox", "declarations"],
     &["config"],
     &["host"],
-    &["worker", "telemetry", "drain"],
+    &["worker", "telemetry", "drain", "tls", "secrets"],
     &["pool", "store"],
     &["artifacts"],
     &["history"],

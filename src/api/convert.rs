@@ -444,6 +444,8 @@ pub(super) fn app(app: App, figures: Figures, queue: QueueFigures, delivery: Del
         settings: Some(proto::AppSettings {
             description: app.description,
             history_retention: app.history_retention.map(span),
+            rate_per_second: app.rate.per_second,
+            rate_burst: app.rate.burst,
         }),
     }
 }

@@ -79,7 +79,7 @@ pub(super) fn router(auth: Auth, measures: Measures) -> Router {
 
 async fn guarded(State((auth, measures)): State<(Auth, Measures)>, request: Request) -> Result<Response, ApiError> {
     let (parts, _) = request.into_parts();
-    auth.caller(&parts.headers).await?.may_everything()?;
+    auth.caller(&parts.headers, &parts.extensions).await?.may_everything()?;
     if !parts.headers.contains_key(AUTHORIZATION) && !is_local(&parts) {
         let message = "without a token, call the service as localhost or by its address";
         return Err(ApiError::new(StatusCode::FORBIDDEN, "FOREIGN_HOST", message));

@@ -7,6 +7,7 @@ mod grpc;
 mod http;
 mod logs;
 mod measures;
+mod rates;
 mod requests;
 mod rest;
 mod status;
@@ -26,8 +27,9 @@ use crate::publish::Publisher;
 use crate::serving::Serving;
 use crate::store::Store;
 
-pub use auth::Auth;
+pub use auth::{Auth, Failures, Oidc};
 pub use measures::Measures;
+pub use rates::{RateDefaults, Rates};
 
 /// Room for the envelope around an event or a result.
 const ENVELOPE_BYTES: usize = 1 << 20;
@@ -54,6 +56,7 @@ pub struct Services {
     pub isolation: Report,
     pub sdk: Sdk,
     pub limits: MessageLimits,
+    pub rates: Rates,
     /// A permit for each client that reads logs by HTTP.
     pub log_streams: Arc<Semaphore>,
 }

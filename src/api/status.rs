@@ -12,7 +12,7 @@ use super::auth::{Denied, Refused};
 use crate::artifacts::BlobsError;
 use crate::model::{IdError, NoClientId, UnknownScope};
 use crate::publish::{InstallError, TypeCheckError};
-use crate::{invoke, publish, serving, store};
+use crate::{invoke, publish, secrets, serving, store};
 
 const DOMAIN: &str = "chatfn";
 /// Of a message as it travels. Proxies refuse more than 8 KiB of metadata, and clients silently lose the reason beyond 16 KiB.
@@ -30,6 +30,13 @@ fn with_retry(code: Code, reason: &str, message: impl Into<String>) -> Status {
     let mut details = ErrorDetails::with_error_info(reason, DOMAIN, HashMap::new());
     details.set_retry_info(Some(RETRY_DELAY));
     Status::with_error_details(code, short(message.into()), details)
+}
+
+/// More came than may. `wait`: until one may come again.
+pub(super) fn rate_limited(reason: &str, message: impl Into<String>, wait: Duration) -> Status {
+    let mut details = ErrorDetails::with_error_info(reason, DOMAIN, HashMap::new());
+    details.set_retry_info(Some(wait));
+    Status::with_error_details(Code::ResourceExhausted, short(message.into()), details)
 }
 
 /// A stack may be long, and it goes out twice: percent-encoded as the message, and in base64 within the details.
@@ -89,9 +96,11 @@ impl From<UnknownScope> for Status {
 impl From<Refused> for Status {
     fn from(err: Refused) -> Self {
         match err {
-            Refused::NoToken | Refused::Invalid | Refused::Expired => {
+            Refused::NoToken | Refused::Invalid | Refused::Expired | Refused::TokenExpired => {
                 with_reason(Code::Unauthenticated, "UNAUTHENTICATED", err.to_string())
             }
+            Refused::IssuerAway => with_retry(Code::Unavailable, "ISSUER_UNAVAILABLE", err.to_string()),
+            Refused::TooMany(wait) => rate_limited("TOO_MANY_FAILURES", err.to_string(), wait),
             Refused::Store(err) => err.into(),
         }
     }
@@ -113,6 +122,21 @@ impl From<store::Error> for Status {
             store::Error::UnknownApp(_) => with_reason(Code::NotFound, "APP_NOT_FOUND", err.to_string()),
             store::Error::Closed => draining(),
             store::Error::QueueFull { .. } => with_retry(Code::ResourceExhausted, "QUEUE_FULL", err.to_string()),
+            store::Error::Secret(secret) => {
+                tracing::error!(%err, "failed to encrypt or open a secret");
+                match secret {
+                    // Whose app it is may know: it names a variable of theirs, and an operator's key by its id.
+                    secrets::Error::UnknownKey { .. }
+                    | secrets::Error::NoKeys { .. }
+                    | secrets::Error::Tampered { .. }
+                    | secrets::Error::Malformed { .. } => {
+                        with_reason(Code::Internal, "SECRET_UNREADABLE", err.to_string())
+                    }
+                    secrets::Error::Read { .. } | secrets::Error::File { .. } | secrets::Error::NoRandom(_) => {
+                        with_reason(Code::Internal, "INTERNAL", "internal error; the service's log has the details")
+                    }
+                }
+            }
             store::Error::Database { .. } | store::Error::Unreachable { .. } => {
                 tracing::error!(%err, "failed to use the store");
                 with_retry(Code::Unavailable, "STORE_UNAVAILABLE", "the store cannot be used right now")

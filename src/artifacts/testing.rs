@@ -38,7 +38,7 @@ pub struct Fleet {
 
 pub struct Node {
     pub blobs: Blobs,
-    data: TempDir,
+    data: tempfile::TempDir,
 }
 
 impl Fleet {
@@ -63,7 +63,10 @@ impl Fleet {
         let new = building(self.app.as_str());
         let number = self.store.begin_version(new.clone()).await.expect("begin");
         let version = Version { digest: digest.to_owned(), layer: layer.to_owned(), ..built(&new, number) };
-        self.store.finish_version(&version, &BTreeMap::new(), Some(std::time::SystemTime::now()), None).await.expect("finish");
+        self.store
+            .finish_version(&version, &BTreeMap::new(), Some(std::time::SystemTime::now()), None)
+            .await
+            .expect("finish");
         version
     }
 

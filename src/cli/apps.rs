@@ -1,6 +1,7 @@
 //! `chatfn apps`: the tenants.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::Subcommand;
@@ -31,6 +32,8 @@ enum Command {
     List(List),
     /// Show an app: its active version, workers, queue and settings.
     Get(Get),
+    /// Change an app's settings: those that are given.
+    Update(Update),
     /// Delete an app with its versions, queued events, history and files, for good.
     Delete(Delete),
 }
@@ -50,6 +53,29 @@ struct Get {
     connection: Connection,
     /// The app
     app: String,
+    /// Print one JSON object instead of text
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, clap::Args)]
+struct Update {
+    #[command(flatten)]
+    connection: Connection,
+    /// The app
+    app: String,
+    /// What it is for
+    #[arg(long)]
+    description: Option<String>,
+    /// How long its invocations and logs are kept, for example 3days; 0s: as the service is configured
+    #[arg(long, value_name = "SPAN", value_parser = humantime::parse_duration)]
+    history_retention: Option<Duration>,
+    /// Invocations a second that each replica takes; 0: as the service is configured. For operators
+    #[arg(long, value_name = "PER_SECOND")]
+    rate: Option<u32>,
+    /// How many of them at once, after a pause; 0: as many as in a second. For operators
+    #[arg(long, value_name = "COUNT")]
+    rate_burst: Option<u32>,
     /// Print one JSON object instead of text
     #[arg(long)]
     json: bool,
@@ -77,6 +103,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
             None => list(&args.list).await,
             Some(Command::List(args)) => list(args).await,
             Some(Command::Get(args)) => get(args).await,
+            Some(Command::Update(args)) => update(args).await,
             Some(Command::Delete(args)) => delete(args).await,
         }
     })?;
@@ -140,19 +167,46 @@ async fn get(args: &Get) -> anyhow::Result<()> {
     let request = proto::GetAppRequest { app_id: args.app.clone() };
     let answer = client(&args.connection).await?.get_app(args.connection.request(request)?).await;
     let app = answer.map_err(|status| refused(&status))?.into_inner().app.context("an app")?;
-    if args.json {
-        return say(&json::app(&app)?);
+    shown(&app, args.json)
+}
+
+async fn update(args: &Update) -> anyhow::Result<()> {
+    let request = proto::UpdateAppRequest {
+        app_id: args.app.clone(),
+        description: args.description.clone(),
+        history_retention: args.history_retention.map(prost_types::Duration::try_from).transpose()?,
+        rate_per_second: args.rate,
+        rate_burst: args.rate_burst,
+    };
+    if request == (proto::UpdateAppRequest { app_id: args.app.clone(), ..Default::default() }) {
+        let text = "nothing to change: give --description, --history-retention, --rate or --rate-burst";
+        return Err(Usage(text.to_owned()).into());
+    }
+    let answer = client(&args.connection).await?.update_app(args.connection.request(request)?).await;
+    let app = answer.map_err(|status| refused(&status))?.into_inner().app.context("an app")?;
+    shown(&app, args.json)
+}
+
+fn shown(app: &proto::App, json: bool) -> anyhow::Result<()> {
+    if json {
+        return say(&json::app(app)?);
     }
     let queue = app.queue.unwrap_or_default();
     let settings = app.settings.clone().unwrap_or_default();
     say(&plain(&app.app_id))?;
     let field = |name: &str, text: &str| say(&format!("  {name:<12} {}", cell(text, usize::MAX)));
-    field("active", &active(&app))?;
+    field("active", &active(app))?;
     field("created", &moment(app.created_at).unwrap_or_default())?;
-    field("workers", &workers(&app))?;
+    field("workers", &workers(app))?;
     field("queue", &format!("{} queued, {} running, {} dead letters", queue.queued, queue.running, queue.dead))?;
     if settings.history_retention.is_some() {
         field("history kept", &readable(settings.history_retention))?;
+    }
+    if let Some(rate) = settings.rate_per_second {
+        field("rate", &format!("{rate} a second"))?;
+    }
+    if let Some(burst) = settings.rate_burst {
+        field("burst", &format!("{burst} at once"))?;
     }
     if settings.description.is_empty() { Ok(()) } else { field("description", &settings.description) }
 }

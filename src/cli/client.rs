@@ -4,7 +4,7 @@ use std::future::Future;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, anyhow};
 use serde::Deserialize;
 use tokio::time::timeout;
 use tonic::transport::Channel;
@@ -13,6 +13,7 @@ use tonic_types::StatusExt;
 
 use super::output::{Usage, note};
 use super::profile::{self, Profile};
+use super::tls::Tls;
 
 const ADDRESS: &str = "http://127.0.0.1:7400";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -33,6 +34,8 @@ pub struct Connection {
     /// Of ~/.config/chatfn/profiles.toml: what is not given otherwise [default: the one called default]
     #[arg(long, env = "CHATFN_PROFILE", value_name = "NAME")]
     profile: Option<String>,
+    #[command(flatten)]
+    tls: Tls,
     #[arg(skip)]
     settings: OnceLock<Settings>,
 }
@@ -70,30 +73,32 @@ struct Settings {
     source: String,
     token: Option<Secret>,
     app: Option<String>,
+    tls: Tls,
 }
 
 impl Connection {
     /// # Errors
     /// The address is none, or nobody answers there.
     pub async fn open(&self) -> anyhow::Result<Channel> {
-        let Settings { address, source, .. } = self.settings()?;
-        if address.starts_with("https://") {
-            bail!(
-                "{address} ({source}): this client speaks plain HTTP/2: go through a tunnel or a proxy on this machine"
-            );
-        }
+        let Settings { address, source, tls, .. } = self.settings()?;
         let url = if address.contains("://") { address.clone() } else { format!("http://{address}") };
         let endpoint = Channel::from_shared(url).with_context(|| format!("{address} ({source})"))?;
         let endpoint = endpoint
             .connect_timeout(CONNECT_TIMEOUT)
             .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
             .keep_alive_timeout(KEEP_ALIVE_TIMEOUT);
+        let endpoint = if is_https(address) {
+            endpoint.tls_config(tls.client()?).with_context(|| format!("set up TLS for {address}"))?
+        } else {
+            endpoint
+        };
         let connected = match timeout(CONNECT_TIMEOUT, endpoint.connect()).await {
             Ok(connected) => connected.map_err(anyhow::Error::from),
             Err(_) => Err(anyhow!("no answer within {CONNECT_TIMEOUT:?}")),
         };
         connected.with_context(|| {
-            format!("cannot reach the service at {address} ({source}): check that it runs and listens there, and --address, CHATFN_ADDRESS or the profile")
+            let tls = if is_https(address) { "; for TLS: --tls-ca, and where clients need a certificate --tls-cert and --tls-key" } else { "" };
+            format!("cannot reach the service at {address} ({source}): check that it runs and listens there, and --address, CHATFN_ADDRESS or the profile{tls}")
         })
     }
 
@@ -117,7 +122,13 @@ impl Connection {
             return Ok(settings);
         }
         let profile = profile::load(given(self.profile.as_deref()))?;
-        Ok(self.settings.get_or_init(|| self.put_together(profile.unwrap_or_default())))
+        let settings = self.put_together(profile.unwrap_or_default());
+        if !is_https(&settings.address) && !self.tls.given().is_empty() {
+            let text =
+                format!("--tls-ca, --tls-cert and --tls-key are for https://, and the address is {}", settings.address);
+            return Err(Usage(text).into());
+        }
+        Ok(self.settings.get_or_init(|| settings))
     }
 
     fn put_together(&self, profile: Profile) -> Settings {
@@ -129,9 +140,10 @@ impl Connection {
         };
         let mut token = self.token.clone().filter(|Secret(token)| !token.trim().is_empty());
         // A profile's token is for its own service: another one must not get to see it.
+        let same = profile.address.as_ref().is_none_or(|own| same_service(own, &address));
         if token.is_none() && profile.token.is_some() {
-            if profile.address.as_ref().is_none_or(|own| same_service(own, &address)) {
-                token = profile.token;
+            if same {
+                token.clone_from(&profile.token);
             } else {
                 note(&format!(
                     "the token of the profile {:?} is not sent to {address}: it is for another service",
@@ -139,7 +151,8 @@ impl Connection {
                 ));
             }
         }
-        Settings { address, source, token, app: profile.app }
+        let tls = if same { self.tls.given().or(profile.tls()) } else { self.tls.given() };
+        Settings { address, source, token, app: profile.app, tls }
     }
 }
 
@@ -159,6 +172,10 @@ impl AppOption {
 /// An empty variable is as good as none.
 fn given(text: Option<&str>) -> Option<&str> {
     text.map(str::trim).filter(|text| !text.is_empty())
+}
+
+fn is_https(address: &str) -> bool {
+    address.get(..8).is_some_and(|scheme| scheme.eq_ignore_ascii_case("https://"))
 }
 
 fn same_service(one: &str, other: &str) -> bool {
@@ -214,6 +231,8 @@ fn hint(reason: &str) -> Option<&'static str> {
         "VERSION_HAS_NO_SOURCES" => "Publish the whole project once: `chatfn publish DIR --app APP`.",
         "CREDENTIAL_NOT_FOUND" => "`chatfn credentials list APP` lists those that there are.",
         "UNAUTHENTICATED" => "Give a token: --token, CHATFN_TOKEN, or `token` in a profile.",
+        "RATE_LIMITED" => "Call less often; `chatfn apps update` changes what an app may.",
+        "TOO_MANY_FAILURES" => "Wait, then give the right token.",
         "AT_CAPACITY" | "TOO_MANY_PUBLISHES" | "QUEUE_FULL" | "DRAINING" | "STORE_UNAVAILABLE" => {
             "Try again in a moment."
         }

@@ -278,6 +278,8 @@ struct App<'a> {
     created_at: Option<String>,
     description: &'a str,
     history_retention: Option<String>,
+    rate_per_second: Option<u32>,
+    rate_burst: Option<u32>,
     pool: Pool,
     queue: Queue,
 }
@@ -316,6 +318,8 @@ pub fn app(app: &proto::App) -> anyhow::Result<String> {
         created_at: moment(app.created_at),
         description: &settings.description,
         history_retention: span(settings.history_retention),
+        rate_per_second: settings.rate_per_second,
+        rate_burst: settings.rate_burst,
         pool: Pool {
             workers_starting: pool.workers_starting,
             workers_idle: pool.workers_idle,

@@ -19,6 +19,7 @@ mod init;
 mod invocations;
 mod invoke;
 mod json;
+mod keys;
 mod local;
 mod logs;
 mod output;
@@ -32,6 +33,7 @@ mod run;
 mod serve;
 mod show;
 mod test;
+mod tls;
 mod trial;
 mod versions;
 
@@ -89,6 +91,8 @@ enum Command {
     Apps(apps::Args),
     /// Create, list and revoke credentials: who may act for an app.
     Credentials(credentials::Args),
+    /// Make keys that secrets are encrypted with, and move to the current one.
+    Keys(keys::Args),
     /// Load a running service at a fixed rate and print latencies.
     Bench(bench::Args),
     /// Print a completion script: `source <(chatfn completions bash)`
@@ -130,6 +134,7 @@ impl Command {
             Self::Events(args) => events::run(args),
             Self::Apps(args) => apps::run(args),
             Self::Credentials(args) => credentials::run(args),
+            Self::Keys(args) => keys::run(args),
             Self::Bench(args) => bench::run(args).map(done),
             Self::Completions(args) => completions::run(args),
             Self::SandboxBroker => crate::sandbox::serve_broker().map(done).map_err(anyhow::Error::from),

@@ -1,4 +1,4 @@
-//! The file that remembers services: address, token and app, by name.
+//! The file that remembers services: address, token, app and TLS, by name.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -11,6 +11,7 @@ use serde::Deserialize;
 
 use super::client::Secret;
 use super::output::note;
+use super::tls::Tls;
 
 const DEFAULT: &str = "default";
 const BYTES_MAX: u64 = 1 << 20;
@@ -31,6 +32,18 @@ pub struct Profile {
     pub address: Option<String>,
     pub token: Option<Secret>,
     pub app: Option<String>,
+    /// As the flags; relative to the file's directory.
+    tls_ca: Option<PathBuf>,
+    tls_cert: Option<PathBuf>,
+    tls_key: Option<PathBuf>,
+}
+
+impl Profile {
+    pub fn tls(&self) -> Tls {
+        let directory = path().and_then(|path| path.parent().map(Path::to_owned)).unwrap_or_default();
+        let found = |file: &Option<PathBuf>| file.as_ref().map(|file| directory.join(file));
+        Tls { ca: found(&self.tls_ca), cert: found(&self.tls_cert), key: found(&self.tls_key) }.given()
+    }
 }
 
 /// The profile of that name, or the one called `default`, if there is one.

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
@@ -10,6 +10,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::config::{Config, parse_override};
 use crate::host::Host;
 use crate::sandbox::Sandbox;
+use crate::secrets::Keyring;
 use crate::service::{self, Service};
 use crate::telemetry;
 
@@ -80,6 +81,10 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         }
         telemetry::filter(&config.log_level)?;
         config.operator_token()?;
+        config.encryption_keys_file.as_deref().map(Keyring::open).transpose()?;
+        if let Some(loaded) = crate::tls::load(&config.tls)? {
+            loaded.warning(SystemTime::now()).into_iter().for_each(|warning| eprintln!("{warning}"));
+        }
         crate::model::Catalogue::new(&config.trigger_types)?;
         crate::host::find_tools(&config)?;
         service::database(&config, &config.data_dir)?;
@@ -113,7 +118,7 @@ async fn serve(config: &Config, host: Host, sandbox: Sandbox) -> anyhow::Result<
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut service = Service::start(config, host, sandbox).await?;
     // For whoever started it with port 0; the log goes to stderr.
-    println!("chatfn listens on http://{}", service.address());
+    println!("chatfn listens on {}", service.url());
     let broken = service.broken();
     let result = tokio::select! {
         _ = terminate.recv() => Ok(()),

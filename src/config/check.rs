@@ -26,7 +26,9 @@ impl Config {
             return Err(Error::Value { name: "isolation.mode", value: "none".to_owned(), problem });
         }
         self.sdk.check().map_err(|(name, value, problem)| Error::Value { name, value, problem })?;
-        if !self.listen.ip().is_loopback() && self.operator_token_file.is_none() {
+        self.tls.check()?;
+        self.oidc.check()?;
+        if !self.listen.ip().is_loopback() && self.operator_token_file.is_none() && self.oidc.issuer.is_none() {
             return Err(Error::Open(self.listen));
         }
         Ok(())
@@ -40,6 +42,9 @@ impl Config {
             ("log_bytes_max", self.log_bytes_max as u64, 256..=128 * MIB),
             ("publish_bytes_max", self.publish_bytes_max as u64, 1024..=256 * MIB),
             ("database_connections_max", self.database_connections_max.into(), 2..=1000),
+            ("auth_failures_per_minute", self.auth_failures_per_minute.into(), 0..=1_000_000),
+            ("rate_per_app", self.rate_per_app.unwrap_or(1).into(), 1..=1_000_000),
+            ("rate_burst_per_app", self.rate_burst_per_app.unwrap_or(1).into(), 1..=1_000_000),
             ("waiting_max", self.waiting_max as u64, 1..=1_000_000),
             ("memory_budget_bytes", self.memory_budget(), Limits::MEMORY_BYTES_MIN..=1 << 50),
             ("reserve_workers", self.reserve_workers as u64, 0..=64),
@@ -62,7 +67,7 @@ impl Config {
     }
 
     /// With the least each may be.
-    fn spans(&self) -> [(&'static str, Duration, Duration); 12] {
+    fn spans(&self) -> [(&'static str, Duration, Duration); 13] {
         [
             ("idempotency_window", self.idempotency_window, Duration::ZERO),
             ("database_timeout", self.database_timeout, MOMENT),
@@ -76,6 +81,7 @@ impl Config {
             ("typecheck_timeout", self.typecheck_timeout, MOMENT),
             ("drain_timeout", self.drain_timeout, MOMENT),
             ("artifacts_grace", self.artifacts_grace, MOMENT),
+            ("tls.handshake_timeout", self.tls.handshake_timeout, MOMENT),
         ]
     }
 }
@@ -129,6 +135,9 @@ mod tests {
             ("result_bytes_max", ["1", "67108864"], ["0", "67108865"]),
             ("log_bytes_max", ["256", "134217728"], ["255", "134217729"]),
             ("publish_bytes_max", ["1024", "268435456"], ["1023", "268435457"]),
+            ("auth_failures_per_minute", ["0", "1000000"], ["-1", "1000001"]),
+            ("rate_per_app", ["1", "1000000"], ["0", "1000001"]),
+            ("rate_burst_per_app", ["1", "1000000"], ["0", "1000001"]),
             ("waiting_max", ["1", "1000000"], ["0", "18446744073709551615"]),
             ("memory_budget_bytes", ["201326592", "1125899906842624"], ["201326591", "18446744073709551615"]),
             ("reserve_workers", ["0", "64"], ["-1", "65"]),
@@ -158,6 +167,7 @@ mod tests {
             ("install_timeout", ["1ms", "3650days"], ["0s", "18446744073709551615s"]),
             ("typecheck_timeout", ["1ms", "3650days"], ["0s", "18446744073709551615s"]),
             ("drain_timeout", ["1ms", "3650days"], ["0s", "18446744073709551615s"]),
+            ("tls.handshake_timeout", ["1ms", "3650days"], ["0s", "18446744073709551615s"]),
         ];
         for (name, good, bad) in table {
             for value in good {

@@ -11,7 +11,15 @@ use config::{ConfigError, Map, Source, Value, ValueKind};
 
 const PREFIX: &str = "CHATFN_";
 /// Of other commands.
-const NOT_SETTINGS: [&str; 4] = ["CHATFN_ADDRESS", "CHATFN_APP", "CHATFN_PROFILE", "CHATFN_TOKEN"];
+const NOT_SETTINGS: [&str; 7] = [
+    "CHATFN_ADDRESS",
+    "CHATFN_APP",
+    "CHATFN_PROFILE",
+    "CHATFN_TLS_CA",
+    "CHATFN_TLS_CERT",
+    "CHATFN_TLS_KEY",
+    "CHATFN_TOKEN",
+];
 
 /// The variables with our prefix, sorted.
 #[derive(Debug, Clone, Default)]

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use super::codec::{get, get_parsed, get_time, get_version, millis, signed, span_millis};
+use super::codec::{corrupt, get, get_parsed, get_time, get_version, millis, signed, span_millis};
 use super::db::{self, Row, Tx};
 use super::{Error, Store, during};
 use crate::model::{AppId, VersionNumber};
@@ -20,6 +20,14 @@ pub struct App {
     pub description: String,
     /// `None`: the service's default.
     pub history_retention: Option<Duration>,
+    pub rate: AppRate,
+}
+
+/// How often it may be called. `None`: the service's default.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct AppRate {
+    pub per_second: Option<u32>,
+    pub burst: Option<u32>,
 }
 
 /// When a version was made the active one: a higher one came later, whichever replica did it.
@@ -39,6 +47,9 @@ pub struct AppChange {
     pub description: Option<String>,
     /// `Some(None)` returns to the service's default.
     pub history_retention: Option<Option<Duration>>,
+    /// As above.
+    pub rate_per_second: Option<Option<u32>>,
+    pub rate_burst: Option<Option<u32>>,
 }
 
 impl Store {
@@ -60,13 +71,19 @@ impl Store {
     pub async fn update_app(&self, id: &AppId, change: AppChange) -> Result<Option<App>, Error> {
         let query = db::query(
             "UPDATE apps SET description = COALESCE($2, description),
-                 history_retention_ms = CASE WHEN $3 THEN $4 ELSE history_retention_ms END
+                 history_retention_ms = CASE WHEN $3 THEN $4 ELSE history_retention_ms END,
+                 rate_per_second = CASE WHEN $5 THEN $6 ELSE rate_per_second END,
+                 rate_burst = CASE WHEN $7 THEN $8 ELSE rate_burst END
              WHERE id = $1 RETURNING *",
         )
         .bind(id.as_str())
         .bind(change.description)
         .bind(change.history_retention.is_some())
-        .bind(change.history_retention.flatten().map(span_millis));
+        .bind(change.history_retention.flatten().map(span_millis))
+        .bind(change.rate_per_second.is_some())
+        .bind(change.rate_per_second.flatten().map(i64::from))
+        .bind(change.rate_burst.is_some())
+        .bind(change.rate_burst.flatten().map(i64::from));
         let rows = query.fetch_all(self.write()).await.map_err(during("update an app"))?;
         rows.first().map(decode).transpose()
     }
@@ -147,7 +164,12 @@ fn decode(row: &Row) -> Result<App, Error> {
         created_at: get_time(row, "created_at")?,
         description: get(row, "description")?,
         history_retention: retention.map(|ms| Duration::from_millis(ms.unsigned_abs())),
+        rate: AppRate { per_second: rate(row, "rate_per_second")?, burst: rate(row, "rate_burst")? },
     })
+}
+
+fn rate(row: &Row, column: &str) -> Result<Option<u32>, Error> {
+    get::<Option<i64>>(row, column)?.map(u32::try_from).transpose().map_err(|err| corrupt(column, err))
 }
 
 #[cfg(test)]
@@ -167,20 +189,38 @@ mod tests {
         ready_version(&store, "shop").await;
         let fresh = store.app(&app("shop")).await.expect("app").expect("exists");
         let active = Some(VersionNumber(1));
-        let expected =
-            App { id: app("shop"), active, created_at: at(0), description: String::new(), history_retention: None };
+        let expected = App {
+            id: app("shop"),
+            active,
+            created_at: at(0),
+            description: String::new(),
+            history_retention: None,
+            rate: AppRate::default(),
+        };
         assert_eq!(fresh, expected);
 
         let day = Duration::from_secs(86_400);
-        let change = AppChange { description: Some("a shop".to_owned()), history_retention: Some(Some(day)) };
+        let change = AppChange {
+            description: Some("a shop".to_owned()),
+            history_retention: Some(Some(day)),
+            rate_per_second: Some(Some(7)),
+            ..AppChange::default()
+        };
         let changed = store.update_app(&app("shop"), change).await.expect("update").expect("exists");
         assert_eq!((changed.description.as_str(), changed.history_retention), ("a shop", Some(day)));
+        assert_eq!(changed.rate, AppRate { per_second: Some(7), burst: None });
 
         let same = store.update_app(&app("shop"), AppChange::default()).await.expect("update");
         assert_eq!(same.as_ref(), Some(&changed));
-        let change = AppChange { description: None, history_retention: Some(None) };
+        let change = AppChange {
+            history_retention: Some(None),
+            rate_per_second: Some(None),
+            rate_burst: Some(Some(9)),
+            ..AppChange::default()
+        };
         let reset = store.update_app(&app("shop"), change).await.expect("update").expect("exists");
         assert_eq!((reset.description.as_str(), reset.history_retention), ("a shop", None));
+        assert_eq!(reset.rate, AppRate { per_second: None, burst: Some(9) });
         assert_eq!(store.app(&app("shop")).await.expect("app"), Some(reset));
     }
 

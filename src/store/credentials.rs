@@ -108,16 +108,6 @@ impl Store {
         tx.commit().await.map_err(during(VERB))?;
         Ok(deleted > 0)
     }
-
-    /// The service's key of this name: `fresh` if there was none.
-    pub async fn service_key(&self, name: &str, fresh: Secret256) -> Result<Secret256, Error> {
-        const VERB: &str = "read a key of the service";
-        let insert = db::query("INSERT INTO service_keys (name, value) VALUES ($1, $2) ON CONFLICT (name) DO NOTHING");
-        insert.bind(name).bind(fresh.as_slice()).execute(self.write()).await.map_err(during(VERB))?;
-        let query = db::query("SELECT value FROM service_keys WHERE name = $1").bind(name);
-        let row = query.fetch_one(self.read()).await.map_err(during(VERB))?;
-        get_256(&row, "value")
-    }
 }
 
 /// Whether the app exists now.

@@ -21,20 +21,21 @@ mod invocation_row;
 mod open;
 mod queue;
 mod replicas;
+mod secrets;
 #[cfg(test)]
 pub mod testing;
 mod versions;
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::AtomicI64;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use crate::metrics::series;
 use crate::model::AppId;
 use db::{Pool, Tx};
 
-pub use apps::{Activation, ActiveVersion, App, AppChange};
+pub use apps::{Activation, ActiveVersion, App, AppChange, AppRate};
 pub use blobs::{BeginBlob, VersionFiles};
 pub use changes::{Change, Changes};
 pub use credentials::{CreateCredential, Secret256};
@@ -48,6 +49,7 @@ pub use queue::{
     Moved, NewEvent, QueueFigures, QueueLimits,
 };
 pub use replicas::TakenOver;
+pub use secrets::Rotation;
 pub use versions::{BeginError, DeleteVersion, NewVersion, PublishKey};
 
 /// What can go wrong here. Cheap to clone: one failed transaction may be the answer to many callers.
@@ -80,6 +82,9 @@ pub enum Error {
     QueueFull { app: Option<AppId>, limit: u64 },
     #[error("the store is closed")]
     Closed,
+    /// A value or a key that cannot be encrypted or opened.
+    #[error(transparent)]
+    Secret(#[from] crate::secrets::Error),
 }
 
 /// A handle on the store; clones share it.
@@ -96,6 +101,7 @@ struct Inner {
     queue: queue::Writer,
     /// Who we are among the [`replicas`].
     replica: Arc<AtomicI64>,
+    keys: OnceLock<crate::secrets::Keyring>,
 }
 
 impl Store {

@@ -1,7 +1,7 @@
 //! What the tests of this module share: a real file and rows to fill it with.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tempfile::TempDir;
@@ -35,6 +35,11 @@ impl Place {
         self.dir.path()
     }
 
+    /// SQLite's.
+    pub fn file(&self) -> Option<PathBuf> {
+        self.url.is_none().then(|| self.path().join("store.db"))
+    }
+
     pub fn database(&self) -> Database {
         match &self.url {
             Some(url) => Database::Postgres(Postgres::new(url, 4, Duration::from_secs(10)).expect("a URL")),
@@ -58,7 +63,17 @@ async fn create_database(server: &str) -> String {
     url.into()
 }
 
+/// With keys, as a store should be.
 pub async fn store() -> (Place, Store) {
+    let (place, store) = plain_store().await;
+    let path = place.path().join("keys");
+    std::fs::write(&path, crate::secrets::generate("test").expect("a line").as_bytes()).expect("write");
+    std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("chmod");
+    store.use_keys(crate::secrets::Keyring::open(&path).expect("keys"));
+    (place, store)
+}
+
+pub async fn plain_store() -> (Place, Store) {
     let place = Place::new().await;
     let store = place.open().await;
     (place, store)

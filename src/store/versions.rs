@@ -76,6 +76,7 @@ impl Store {
         let row = db::query(count).bind(app.as_str()).fetch_one(&mut tx).await.map_err(during(VERB))?;
         let number = get_version(&row, "last_version")?;
         insert(&mut tx, &new, number, self.replica()).await?;
+        self.insert_environment(&mut tx, app, number, &new.environment).await?;
         tx.commit().await.map_err(during(VERB))?;
         Ok(number)
     }
@@ -198,14 +199,6 @@ impl Store {
         row.map(|row| get_version(&row, "number")).transpose()
     }
 
-    /// Secrets, by name; empty where there is no such version.
-    pub async fn environment(&self, app: &AppId, number: VersionNumber) -> Result<BTreeMap<String, String>, Error> {
-        let query = db::query("SELECT name, value FROM environments WHERE app_id = $1 AND version = $2");
-        let query = query.bind(app.as_str()).bind(signed(number.0));
-        let rows = query.fetch_all(self.read()).await.map_err(during("read an environment"))?;
-        rows.iter().map(|row| Ok((get(row, "name")?, get(row, "value")?))).collect()
-    }
-
     /// The newest READY version that was published with this key, and the digest of what was published.
     pub async fn version_by_publish_key(&self, app: &AppId, key: &str) -> Result<Option<(Version, String)>, Error> {
         let sql = "SELECT * FROM versions WHERE app_id = $1 AND publish_key = $2 AND state = 1
@@ -325,11 +318,6 @@ async fn insert(tx: &mut Tx, new: &NewVersion, number: VersionNumber, replica: i
     let query =
         query.bind(&new.deps_digest).bind(key.map(|key| &key.key)).bind(key.map(|key| &key.digest)).bind(replica);
     query.execute(&mut *tx).await.map_err(during("insert a version"))?;
-    for (name, value) in &new.environment {
-        let sql = "INSERT INTO environments (app_id, version, name, value) VALUES ($1, $2, $3, $4)";
-        let query = db::query(sql).bind(v.app.as_str()).bind(signed(number.0)).bind(name).bind(value);
-        query.execute(&mut *tx).await.map_err(during("insert an environment"))?;
-    }
     Ok(())
 }
 

@@ -44,7 +44,7 @@ const OPENED_BY: &[(&str, &[&str])] = &[
 ];
 
 /// Each call as `Service/Method`, and whether its request names an app (always in field 1).
-fn calls() -> BTreeMap<String, bool> {
+pub fn calls() -> BTreeMap<String, bool> {
     let descriptors = FileDescriptorSet::decode(proto::DESCRIPTORS).expect("descriptors");
     let messages: BTreeMap<_, _> = descriptors
         .file

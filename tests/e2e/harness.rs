@@ -20,7 +20,7 @@ use chatfn::proto::{self, invoke_response::Outcome};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
 use tonic::{Code, Status};
 
 /// The blocking trigger, and a non-blocking one.
@@ -62,6 +62,16 @@ impl TestServer {
 
     async fn started(command: Command, data: Arc<TempDir>, settings: Vec<String>) -> Self {
         let started = Self::reached(command, data, settings, async |endpoint| endpoint.connect().await).await;
+        started.unwrap_or_else(|log| panic!("the service did not start: {log:?}"))
+    }
+
+    /// As [`TestServer::with`], where the settings have it speak TLS.
+    pub async fn secured(settings: &[&str], tls: ClientTlsConfig) -> Self {
+        let data = Arc::new(tempfile::tempdir().expect("temp dir"));
+        let settings: Vec<_> = settings.iter().map(|setting| (*setting).to_owned()).collect();
+        let command = command(data.path(), &settings);
+        let connect = async |endpoint: Endpoint| endpoint.tls_config(tls).expect("certificates").connect().await;
+        let started = Self::reached(command, data, settings, connect).await;
         started.unwrap_or_else(|log| panic!("the service did not start: {log:?}"))
     }
 

@@ -42,6 +42,17 @@ impl Known {
         Self { store, cache: Mutex::default(), lookups: Semaphore::new(LOOKUPS_MAX), forgotten: watch::Sender::new(()) }
     }
 
+    /// Without a look into the store.
+    pub fn seen_by_id(&self, id: ClientId) -> Option<Arc<Entry>> {
+        self.cache().by_id.get(&id).cloned()
+    }
+
+    /// Without a look into the store.
+    pub fn seen_by_secret(&self, sha256: &Secret256) -> Option<Arc<Entry>> {
+        let cache = self.cache();
+        cache.by_id.get(cache.by_secret.get(sha256)?).cloned()
+    }
+
     pub async fn by_id(&self, id: ClientId) -> Result<Option<Arc<Entry>>, store::Error> {
         self.find(|cache| cache.by_id.get(&id).cloned(), || self.store.credential(id)).await
     }

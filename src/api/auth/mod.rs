@@ -4,17 +4,20 @@
 //! [`mod@oauth`] gave out for one. [`identify`] puts the [`Caller`] it found among a request's extensions; every handler then asks it
 //! ([`Caller::may`]) before it does anything. What callers learn of a refusal never depends on whether an app exists.
 
+mod failures;
 mod known;
 mod oauth;
+mod oidc;
 mod tokens;
 
+use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use axum::Router;
 use axum::extract::{Request, State};
-use axum::http::HeaderMap;
 use axum::http::header::AUTHORIZATION;
+use axum::http::{Extensions, HeaderMap};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::Response;
 use tonic::Status;
@@ -25,7 +28,9 @@ use crate::store::{self, Secret256, Store};
 use known::Known;
 use tokens::{AccessKey, Claims, TokenError};
 
+pub use failures::Failures;
 pub(super) use oauth::router as oauth;
+pub use oidc::Oidc;
 
 /// Who calls.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,6 +39,8 @@ pub enum Caller {
     Operator,
     /// Acts for one app.
     Client { app: AppId, client_id: ClientId, scopes: Scopes },
+    /// Acts for these apps until its issuer's token expires.
+    Federated { apps: Vec<AppId>, scopes: Scopes, expires_at: SystemTime },
 }
 
 /// Why nobody is known to call.
@@ -47,6 +54,12 @@ pub enum Refused {
     Invalid,
     #[error("the access token has expired: get another from POST /oauth/token")]
     Expired,
+    #[error("the token has expired: get another from its issuer")]
+    TokenExpired,
+    #[error("the keys of the token's issuer cannot be fetched right now")]
+    IssuerAway,
+    #[error("too many wrong tokens came from this address: send the right one in {}", seconds(*.0))]
+    TooMany(Duration),
     #[error(transparent)]
     Store(#[from] store::Error),
 }
@@ -74,53 +87,107 @@ struct Shared {
     operator: Option<blake3::Hash>,
     key: AccessKey,
     known: Known,
+    failures: Failures,
+    oidc: Option<Oidc>,
 }
 
 impl Auth {
     /// # Errors
     /// The store cannot be used, or the system has no random numbers.
-    pub async fn open(store: Store, operator_token: Option<&str>) -> anyhow::Result<Self> {
+    pub async fn open(
+        store: Store,
+        operator_token: Option<&str>,
+        failures: Failures,
+        oidc: Option<Oidc>,
+    ) -> anyhow::Result<Self> {
         let key = store.service_key("access-tokens", tokens::random()?).await?;
         let operator = operator_token.map(|token| blake3::hash(token.as_bytes()));
-        Ok(Self { shared: Arc::new(Shared { operator, key: AccessKey::new(&key), known: Known::new(store) }) })
+        let (key, known) = (AccessKey::new(&key), Known::new(store));
+        Ok(Self { shared: Arc::new(Shared { operator, key, known, failures, oidc }) })
     }
 
-    /// Who sent these headers.
+    /// Who sent these headers, on the connection that the extensions tell of.
     ///
     /// # Errors
     /// Nobody who is known.
-    pub(super) async fn caller(&self, headers: &HeaderMap) -> Result<Caller, Refused> {
+    pub(super) async fn caller(&self, headers: &HeaderMap, extensions: &Extensions) -> Result<Caller, Refused> {
         let mut values = headers.get_all(AUTHORIZATION).iter();
         match (values.next(), values.next()) {
-            (None, _) if self.shared.operator.is_none() => Ok(Caller::Operator),
+            (None, _) if self.shared.operator.is_none() && self.shared.oidc.is_none() => Ok(Caller::Operator),
             (None, _) => Err(Refused::NoToken),
             (Some(value), None) => {
                 let value = value.to_str().map_err(|_| Refused::NoToken)?;
-                self.bearer(after_scheme(value, "Bearer").ok_or(Refused::NoToken)?, SystemTime::now()).await
+                let token = after_scheme(value, "Bearer").ok_or(Refused::NoToken)?;
+                self.bearer(token, self.shared.failures.source(headers, extensions), SystemTime::now()).await
             }
             (Some(_), Some(_)) => Err(Refused::Invalid),
         }
     }
 
-    async fn bearer(&self, token: &str, now: SystemTime) -> Result<Caller, Refused> {
+    async fn bearer(&self, token: &str, source: Option<IpAddr>, now: SystemTime) -> Result<Caller, Refused> {
+        let held_off = self.shared.failures.held_off(source);
         if self.shared.operator.is_some_and(|operator| blake3::hash(token.as_bytes()) == operator) {
-            return Ok(Caller::Operator);
+            // The right one, too: else there would be no end of guesses.
+            return held_off.map_or(Ok(Caller::Operator), |wait| Err(Refused::TooMany(wait)));
         }
-        if let Some(sha256) = tokens::secret_hash(token) {
-            let entry = self.shared.known.by_secret(&sha256).await?;
-            let entry = entry.filter(|entry| tokens::same(&entry.secret_sha256, &sha256)).ok_or(Refused::Invalid)?;
-            return caller_of(&entry.credential, entry.credential.scopes);
+        let found = match (tokens::secret_hash(token), &self.shared.oidc) {
+            (Some(sha256), _) => self.by_secret(&sha256, held_off).await,
+            (None, Some(oidc)) if Oidc::is_jwt(token) => oidc.caller(token).await,
+            (None, _) => self.by_claims(token, now).await,
+        };
+        match found {
+            Err(Refused::Invalid) => Err(self.failed(source)),
+            found => found,
         }
+    }
+
+    /// One that was seen lately is known at once; to look for another takes the store, which is not for those who are held off.
+    async fn by_secret(&self, sha256: &Secret256, held_off: Option<Duration>) -> Result<Caller, Refused> {
+        let entry = match (self.shared.known.seen_by_secret(sha256), held_off) {
+            (None, Some(wait)) => return Err(Refused::TooMany(wait)),
+            (None, None) => self.shared.known.by_secret(sha256).await?,
+            (seen, _) => seen,
+        };
+        let entry = entry.filter(|entry| tokens::same(&entry.secret_sha256, sha256)).ok_or(Refused::Invalid)?;
+        caller_of(&entry.credential, entry.credential.scopes)
+    }
+
+    async fn by_claims(&self, token: &str, now: SystemTime) -> Result<Caller, Refused> {
         let Claims { client_id, scopes } = self.shared.key.read(token, now)?;
         let entry = self.shared.known.by_id(client_id).await?.ok_or(Refused::Invalid)?;
         caller_of(&entry.credential, scopes)
     }
 
+    /// What to answer to a wrong token, which counts.
+    fn failed(&self, source: Option<IpAddr>) -> Refused {
+        if let Some(wait) = self.shared.failures.held_off(source) {
+            return Refused::TooMany(wait);
+        }
+        self.shared.failures.count(source);
+        Refused::Invalid
+    }
+
     /// The credential with this id, if this is its secret.
-    async fn client(&self, client_id: &str, secret: &str) -> Result<Option<Credential>, store::Error> {
-        let (Ok(id), Some(sha256)) = (client_id.parse(), tokens::secret_hash(secret)) else { return Ok(None) };
-        let entry = self.shared.known.by_id(id).await?;
-        Ok(entry.filter(|entry| tokens::same(&entry.secret_sha256, &sha256)).map(|entry| entry.credential.clone()))
+    ///
+    /// # Errors
+    /// [`Refused::Invalid`]: it is not. Or too many were wrong before.
+    async fn client(&self, client_id: &str, secret: &str, source: Option<IpAddr>) -> Result<Credential, Refused> {
+        let held_off = self.shared.failures.held_off(source);
+        let (Ok(id), Some(sha256)) = (client_id.parse(), tokens::secret_hash(secret)) else {
+            return Err(self.failed(source));
+        };
+        let entry = match (self.shared.known.seen_by_id(id), held_off) {
+            (None, Some(wait)) => return Err(Refused::TooMany(wait)),
+            (None, None) => self.shared.known.by_id(id).await?,
+            (seen, _) => seen,
+        };
+        let entry = entry.filter(|entry| tokens::same(&entry.secret_sha256, &sha256));
+        entry.map(|entry| entry.credential.clone()).ok_or_else(|| self.failed(source))
+    }
+
+    /// Forgets addresses that sent wrong tokens and behave now. Call it now and then.
+    pub fn sweep(&self) {
+        self.shared.failures.sweep();
     }
 
     /// A credential's secret, and what to keep of it.
@@ -148,11 +215,14 @@ impl Auth {
 
     /// Resolves when the caller's credential is revoked: for streams, which outlive the check at their beginning.
     pub(super) fn revoked(&self, caller: &Caller) -> impl Future<Output = ()> + Send + use<> {
-        let (shared, client_id) = (Arc::clone(&self.shared), caller.client_id());
+        let (shared, caller) = (Arc::clone(&self.shared), caller.clone());
         async move {
-            match client_id {
-                Some(id) => shared.known.gone(id).await,
-                None => std::future::pending().await,
+            match caller {
+                Caller::Client { client_id, .. } => shared.known.gone(client_id).await,
+                Caller::Federated { expires_at, .. } => {
+                    tokio::time::sleep(expires_at.duration_since(SystemTime::now()).unwrap_or_default()).await;
+                }
+                Caller::Operator => std::future::pending().await,
             }
         }
     }
@@ -169,8 +239,18 @@ impl Caller {
             Self::Client { app: own, .. } if own != app => {
                 Err(Denied::OtherApp { own: own.clone(), other: app.clone() })
             }
-            Self::Client { scopes, .. } if needs.iter().any(|scope| scopes.contains(*scope)) => Ok(()),
-            Self::Client { scopes, .. } => Err(Denied::Scope { needs: needs.to_vec(), has: *scopes }),
+            Self::Federated { apps, .. } if !apps.contains(app) => {
+                let own = apps.first().unwrap_or(app).clone();
+                Err(Denied::OtherApp { own, other: app.clone() })
+            }
+            Self::Client { scopes, .. } | Self::Federated { scopes, .. }
+                if needs.iter().any(|scope| scopes.contains(*scope)) =>
+            {
+                Ok(())
+            }
+            Self::Client { scopes, .. } | Self::Federated { scopes, .. } => {
+                Err(Denied::Scope { needs: needs.to_vec(), has: *scopes })
+            }
         }
     }
 
@@ -179,7 +259,9 @@ impl Caller {
     pub fn may_everything(&self) -> Result<(), Denied> {
         match self {
             Self::Operator => Ok(()),
-            Self::Client { scopes, .. } => Err(Denied::Scope { needs: vec![Scope::Operator], has: *scopes }),
+            Self::Client { scopes, .. } | Self::Federated { scopes, .. } => {
+                Err(Denied::Scope { needs: vec![Scope::Operator], has: *scopes })
+            }
         }
     }
 
@@ -190,15 +272,8 @@ impl Caller {
     pub fn may_give(&self, given: Scopes) -> Result<(), Denied> {
         match self {
             Self::Operator => Ok(()),
-            Self::Client { scopes, .. } if scopes.contains_all(given) => Ok(()),
-            Self::Client { scopes, .. } => Err(Denied::Escalation { has: *scopes }),
-        }
-    }
-
-    fn client_id(&self) -> Option<ClientId> {
-        match self {
-            Self::Operator => None,
-            Self::Client { client_id, .. } => Some(*client_id),
+            Self::Client { scopes, .. } | Self::Federated { scopes, .. } if scopes.contains_all(given) => Ok(()),
+            Self::Client { scopes, .. } | Self::Federated { scopes, .. } => Err(Denied::Escalation { has: *scopes }),
         }
     }
 }
@@ -227,6 +302,11 @@ fn after_scheme<'a>(header: &'a str, scheme: &str) -> Option<&'a str> {
     name.eq_ignore_ascii_case(scheme).then_some(rest.trim())
 }
 
+/// Rounded up, as people are told.
+fn seconds(span: Duration) -> String {
+    format!("{} s", span.as_secs() + 1)
+}
+
 fn either(scopes: &[Scope]) -> String {
     scopes.iter().map(|scope| scope.as_str()).collect::<Vec<_>>().join(" or ")
 }
@@ -237,7 +317,7 @@ pub(super) fn guard(router: Router, auth: Auth) -> Router {
 }
 
 async fn identify(State(auth): State<Auth>, mut request: Request, next: Next) -> Response {
-    match auth.caller(request.headers()).await {
+    match auth.caller(request.headers(), request.extensions()).await {
         Ok(caller) => {
             request.extensions_mut().insert(caller);
             next.run(request).await

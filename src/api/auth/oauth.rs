@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::{FromRequest, Multipart, Request, State};
-use axum::http::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, PRAGMA, WWW_AUTHENTICATE};
+use axum::http::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, PRAGMA, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
@@ -19,7 +19,7 @@ use tokio::time::timeout;
 use url::form_urlencoded;
 
 use super::tokens::{Claims, LIFETIME};
-use super::{Auth, after_scheme};
+use super::{Auth, Refused, after_scheme};
 use crate::model::{Credential, Scopes};
 use crate::store;
 
@@ -40,6 +40,7 @@ enum Error {
     InvalidClient,
     UnsupportedGrantType,
     InvalidScope(String),
+    TooMany(Duration),
     Store(store::Error),
 }
 
@@ -66,14 +67,14 @@ async fn token(State(auth): State<Auth>, request: Request) -> Response {
 
 async fn grant(auth: &Auth, request: Request) -> Result<Response, Error> {
     let (parts, body) = request.into_parts();
+    let source = auth.shared.failures.source(&parts.headers, &parts.extensions);
     let body = timeout(PATIENCE, to_bytes(body, BODY_BYTES_MAX)).await;
     let body = body.map_err(|_| invalid("the body did not arrive in time"))?;
     let body = body.map_err(|_| invalid(format!("the body has more than {BODY_BYTES_MAX} bytes, or broke off")))?;
     let basic = basic(&parts.headers)?;
     let form = Form::read(parts, body).await?;
     let client = form.client(basic)?;
-    let credential = auth.client(&client.id, &client.secret).await.map_err(Error::Store)?;
-    let credential = credential.ok_or(Error::InvalidClient)?;
+    let credential = auth.client(&client.id, &client.secret, source).await?;
     match form.grant_type.as_deref() {
         Some("client_credentials") => {}
         Some(_) => return Err(Error::UnsupportedGrantType),
@@ -167,6 +168,18 @@ impl Form {
     }
 }
 
+impl From<Refused> for Error {
+    fn from(err: Refused) -> Self {
+        match err {
+            Refused::NoToken | Refused::Invalid | Refused::Expired | Refused::TokenExpired | Refused::IssuerAway => {
+                Self::InvalidClient
+            }
+            Refused::TooMany(wait) => Self::TooMany(wait),
+            Refused::Store(err) => Self::Store(err),
+        }
+    }
+}
+
 fn invalid(description: impl Into<String>) -> Error {
     Error::InvalidRequest(description.into())
 }
@@ -177,6 +190,7 @@ fn uncached() -> [(axum::http::HeaderName, &'static str); 2] {
 
 impl IntoResponse for Error {
     fn into_response(self) -> Response {
+        let retry_after = if let Self::TooMany(wait) = &self { Some(wait.as_secs() + 1) } else { None };
         let (status, error, description) = match self {
             Self::InvalidRequest(text) => (StatusCode::BAD_REQUEST, "invalid_request", text),
             Self::InvalidClient => {
@@ -188,6 +202,10 @@ impl IntoResponse for Error {
                 (StatusCode::BAD_REQUEST, "unsupported_grant_type", text)
             }
             Self::InvalidScope(text) => (StatusCode::BAD_REQUEST, "invalid_scope", text),
+            Self::TooMany(wait) => {
+                let text = Refused::TooMany(wait).to_string();
+                (StatusCode::TOO_MANY_REQUESTS, "temporarily_unavailable", text)
+            }
             Self::Store(err) => {
                 tracing::error!(%err, "failed to read a credential");
                 let text = "the store cannot be used right now: try again".to_owned();
@@ -196,6 +214,9 @@ impl IntoResponse for Error {
         };
         let body = Json(json!({ "error": error, "error_description": description }));
         let mut response = (status, uncached(), body).into_response();
+        if let Some(seconds) = retry_after {
+            response.headers_mut().insert(RETRY_AFTER, seconds.into());
+        }
         if status == StatusCode::UNAUTHORIZED {
             let challenge = axum::http::HeaderValue::from_static("Basic realm=\"chatfn\"");
             response.headers_mut().insert(WWW_AUTHENTICATE, challenge);

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use axum::http::Extensions;
+
 use super::*;
 use crate::store::CreateCredential;
 use crate::store::testing::{app, at, store};
@@ -22,6 +24,10 @@ async fn created(store: &Store, of: Option<&str>, scopes: &[Scope]) -> (Credenti
     (credential, secret)
 }
 
+fn unlimited() -> Failures {
+    Failures::new(0, Vec::new())
+}
+
 fn invalid(result: Result<Caller, Refused>) -> bool {
     matches!(result, Err(Refused::Invalid))
 }
@@ -29,75 +35,78 @@ fn invalid(result: Result<Caller, Refused>) -> bool {
 #[tokio::test]
 async fn a_token_holds_until_it_expires_or_its_credential_is_gone() {
     let (_dir, store) = store().await;
-    let auth = Auth::open(store.clone(), Some(OPERATOR)).await.expect("opens");
-    assert_eq!(auth.bearer(OPERATOR, at(0)).await.expect("known"), Caller::Operator);
+    let auth = Auth::open(store.clone(), Some(OPERATOR), unlimited(), None).await.expect("opens");
+    assert_eq!(auth.bearer(OPERATOR, None, at(0)).await.expect("known"), Caller::Operator);
     let (credential, secret) = created(&store, Some("shop"), &[Scope::Invoke, Scope::Publish]).await;
     let client_id = credential.client_id;
     let client = |scopes| Caller::Client { app: app("shop"), client_id, scopes };
-    assert_eq!(auth.bearer(&secret, at(0)).await.expect("known"), client(credential.scopes));
+    assert_eq!(auth.bearer(&secret, None, at(0)).await.expect("known"), client(credential.scopes));
 
     let fewer: Scopes = [Scope::Invoke].into_iter().collect();
     let token = auth.shared.key.issue(Claims { client_id, scopes: fewer }, at(0));
-    assert_eq!(auth.bearer(&token, at(1)).await.expect("known"), client(fewer));
+    assert_eq!(auth.bearer(&token, None, at(1)).await.expect("known"), client(fewer));
     let late = at(0) + tokens::LIFETIME + Duration::from_secs(3600);
-    assert!(matches!(auth.bearer(&token, late).await, Err(Refused::Expired)));
+    assert!(matches!(auth.bearer(&token, None, late).await, Err(Refused::Expired)));
 
     // Another service on the same store, with nothing in its memory.
-    let restarted = Auth::open(store.clone(), None).await.expect("opens");
-    assert_eq!(restarted.bearer(&token, at(1)).await.expect("known"), client(fewer));
+    let restarted = Auth::open(store.clone(), None, unlimited(), None).await.expect("opens");
+    assert_eq!(restarted.bearer(&token, None, at(1)).await.expect("known"), client(fewer));
 
     let mut revoked = Box::pin(auth.revoked(&client(fewer)));
     assert!(futures_util::poll!(&mut revoked).is_pending());
     assert!(store.revoke_credential(client_id, None).await.expect("revoke"));
     auth.forget(client_id);
     revoked.await;
-    assert!(invalid(auth.bearer(&token, at(1)).await) && invalid(auth.bearer(&secret, at(1)).await));
+    assert!(invalid(auth.bearer(&token, None, at(1)).await) && invalid(auth.bearer(&secret, None, at(1)).await));
 }
 
 #[tokio::test]
 async fn the_credentials_of_a_deleted_app_are_forgotten_with_it_and_others_are_not() {
     let (_dir, store) = store().await;
-    let auth = Auth::open(store.clone(), None).await.expect("opens");
+    let auth = Auth::open(store.clone(), None, unlimited(), None).await.expect("opens");
     let (_, shop) = created(&store, Some("shop"), &[Scope::Manage]).await;
     let (_, other) = created(&store, Some("other"), &[Scope::Manage]).await;
     let (_, operator) = created(&store, None, &[Scope::Operator]).await;
-    assert!(auth.bearer(&shop, at(0)).await.is_ok() && auth.bearer(&other, at(0)).await.is_ok());
-    assert_eq!(auth.bearer(&operator, at(0)).await.expect("known"), Caller::Operator);
+    assert!(auth.bearer(&shop, None, at(0)).await.is_ok() && auth.bearer(&other, None, at(0)).await.is_ok());
+    assert_eq!(auth.bearer(&operator, None, at(0)).await.expect("known"), Caller::Operator);
     assert!(store.delete_app(&app("shop")).await.expect("delete"));
     auth.forget_app(&app("shop"));
-    assert!(invalid(auth.bearer(&shop, at(0)).await));
-    assert!(auth.bearer(&other, at(0)).await.is_ok());
+    assert!(invalid(auth.bearer(&shop, None, at(0)).await));
+    assert!(auth.bearer(&other, None, at(0)).await.is_ok());
 }
 
 #[tokio::test]
 async fn a_credential_that_was_seen_costs_no_look_into_the_store() {
     let (_dir, store) = store().await;
-    let auth = Auth::open(store.clone(), None).await.expect("opens");
+    let auth = Auth::open(store.clone(), None, unlimited(), None).await.expect("opens");
     let (credential, secret) = created(&store, Some("shop"), &[Scope::Invoke]).await;
     let claims = Claims { client_id: credential.client_id, scopes: credential.scopes };
     let token = auth.shared.key.issue(claims, at(0));
-    assert!(auth.bearer(&secret, at(0)).await.is_ok());
+    assert!(auth.bearer(&secret, None, at(0)).await.is_ok());
     store.close().await;
-    assert!(auth.bearer(&secret, at(0)).await.is_ok() && auth.bearer(&token, at(0)).await.is_ok());
+    assert!(auth.bearer(&secret, None, at(0)).await.is_ok() && auth.bearer(&token, None, at(0)).await.is_ok());
     let unknown = Auth::new_secret().expect("random").0;
-    assert!(matches!(auth.bearer(&unknown, at(0)).await, Err(Refused::Store(store::Error::Closed))));
+    assert!(matches!(auth.bearer(&unknown, None, at(0)).await, Err(Refused::Store(store::Error::Closed))));
 }
 
 #[tokio::test]
 async fn without_an_operators_token_a_header_is_checked_all_the_same() {
     let (_dir, store) = store().await;
-    let auth = Auth::open(store.clone(), None).await.expect("opens");
+    let auth = Auth::open(store.clone(), None, unlimited(), None).await.expect("opens");
     let headers = |values: &[&str]| {
         values.iter().map(|value| (AUTHORIZATION, value.parse().expect("a value"))).collect::<HeaderMap>()
     };
-    assert_eq!(auth.caller(&headers(&[])).await.expect("open"), Caller::Operator);
+    assert_eq!(auth.caller(&headers(&[]), &Extensions::new()).await.expect("open"), Caller::Operator);
     let (_, secret) = created(&store, Some("shop"), &[Scope::Invoke]).await;
     let right = format!("bEARER  {secret}");
-    assert!(matches!(auth.caller(&headers(&[&right])).await, Ok(Caller::Client { .. })));
+    assert!(matches!(auth.caller(&headers(&[&right]), &Extensions::new()).await, Ok(Caller::Client { .. })));
     for wrong in ["", "Bearer", "Bearer ", "Bearer x", &secret, &format!("Basic {secret}"), "Bearer cfa_AAAA"] {
-        assert!(auth.caller(&headers(&[wrong])).await.is_err(), "{wrong}");
+        assert!(auth.caller(&headers(&[wrong]), &Extensions::new()).await.is_err(), "{wrong}");
     }
-    assert!(invalid(auth.caller(&headers(&[&right, &right])).await), "which of the two would count?");
+    assert!(
+        invalid(auth.caller(&headers(&[&right, &right]), &Extensions::new()).await),
+        "which of the two would count?"
+    );
 }
 
 #[test]
@@ -116,4 +125,29 @@ fn a_client_may_what_its_scopes_say_with_its_own_app_alone() {
     }
     assert!(Caller::Operator.may(&app("shop"), &[Scope::Publish]).is_ok());
     assert!(Caller::Operator.may_everything().is_ok() && Caller::Operator.may_give(scopes).is_ok());
+}
+
+#[tokio::test]
+async fn an_address_that_sends_wrong_tokens_is_held_off_and_what_was_seen_there_goes_on() {
+    let (_dir, store) = store().await;
+    let auth = Auth::open(store.clone(), Some(OPERATOR), Failures::new(3, Vec::new()), None).await.expect("opens");
+    let (credential, secret) = created(&store, Some("shop"), &[Scope::Invoke]).await;
+    let (_, unseen) = created(&store, Some("shop"), &[Scope::Invoke]).await;
+    let claims = Claims { client_id: credential.client_id, scopes: credential.scopes };
+    let token = auth.shared.key.issue(claims, at(0));
+    let (bad, good) = (Some([192, 0, 2, 1].into()), Some([192, 0, 2, 2].into()));
+    assert!(auth.bearer(&secret, bad, at(0)).await.is_ok());
+    let wrong = Auth::new_secret().expect("random").0;
+    for guess in ["nonsense", &wrong, "cfa_AAAA", &wrong] {
+        assert!(invalid(auth.bearer(guess, bad, at(0)).await), "{guess}");
+    }
+    for guess in ["nonsense", &wrong, &unseen, OPERATOR] {
+        assert!(matches!(auth.bearer(guess, bad, at(0)).await, Err(Refused::TooMany(_))), "{guess}");
+    }
+    let id = credential.client_id.to_string();
+    assert!(matches!(auth.client(&id, &wrong, bad).await, Err(Refused::TooMany(_))));
+    assert!(auth.client(&id, &secret, bad).await.is_ok());
+    assert!(auth.bearer(&secret, bad, at(0)).await.is_ok() && auth.bearer(&token, bad, at(0)).await.is_ok());
+    assert!(auth.bearer(&unseen, good, at(0)).await.is_ok() && auth.bearer(OPERATOR, good, at(0)).await.is_ok());
+    assert!(invalid(auth.bearer("nonsense", good, at(0)).await));
 }

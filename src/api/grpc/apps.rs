@@ -13,6 +13,8 @@ use crate::store::{App, AppChange};
 
 use super::{Apps, DESCRIPTION_BYTES_MAX, MANAGE, READ, allowed, operator};
 
+/// Of an app's rate and burst.
+const RATE_MAX: u32 = 1_000_000;
 const RETENTION_MIN: Duration = Duration::from_secs(60);
 
 impl Apps {
@@ -54,6 +56,10 @@ impl AppService for Apps {
         request: Request<proto::UpdateAppRequest>,
     ) -> Result<Response<proto::UpdateAppResponse>, Status> {
         let app = allowed(&request, &request.get_ref().app_id, MANAGE)?;
+        if request.get_ref().rate_per_second.is_some() || request.get_ref().rate_burst.is_some() {
+            // An app does not lift its own limits.
+            operator(&request)?;
+        }
         let request = request.into_inner();
         if request.description.as_ref().is_some_and(|text| text.len() > DESCRIPTION_BYTES_MAX) {
             return Err(invalid("TOO_LARGE", format!("description has more than {DESCRIPTION_BYTES_MAX} bytes")));
@@ -66,8 +72,18 @@ impl AppService for Apps {
             }
             Some(span) => Some(Some(span)),
         };
-        let change = AppChange { description: request.description, history_retention };
+        let rate = |name: &str, value: Option<u32>| match value {
+            Some(value) if value > RATE_MAX => Err(invalid(
+                "INVALID_RATE",
+                format!("{name} is {value}: at most {RATE_MAX}, or 0 for the service's default"),
+            )),
+            value => Ok(value.map(|value| (value > 0).then_some(value))),
+        };
+        let rate_per_second = rate("rate_per_second", request.rate_per_second)?;
+        let rate_burst = rate("rate_burst", request.rate_burst)?;
+        let change = AppChange { description: request.description, history_retention, rate_per_second, rate_burst };
         let changed = self.0.store.update_app(&app, change).await?;
+        self.0.rates.forget(&app);
         let app = match changed {
             Some(app) => app,
             None => self.0.app(&app).await?,
@@ -88,6 +104,7 @@ impl AppService for Apps {
             let deleted = services.publisher.delete_app(&app, move || auth.forget_app(&gone)).await;
             services.auth.forget_app(&app);
             services.delivery.forget(&app);
+            services.rates.forget(&app);
             deleted
         });
         deleted.await.map_err(|err| internal(&err))??;

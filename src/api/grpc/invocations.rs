@@ -37,6 +37,7 @@ impl InvocationService for Invocations {
         let app = allowed(&request, &request.get_ref().app_id, &[Scope::Invoke])?;
         let (deadline, hops) = (caller_deadline(request.metadata()), caller_hops(request.metadata())?);
         self.0.accept()?;
+        self.0.rates.count(&app).await?;
         let request = request.into_inner();
         let answer = self.0.invoker.call(Call {
             app,

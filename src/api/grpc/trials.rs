@@ -35,6 +35,7 @@ impl Services {
         request: proto::TestFunctionRequest,
     ) -> Result<proto::TestFunctionResponse, Status> {
         self.accept()?;
+        self.rates.count(&app).await?;
         let (trigger, event) = self.invoker.check(&request.trigger_type, &request.event_json)?;
         let draft = Draft {
             app,

@@ -19,11 +19,13 @@ pub struct ApiError {
     /// Clients branch on it: UPPER_SNAKE, as gRPC's reasons are.
     error: String,
     message: String,
+    /// In seconds.
+    retry_after: Option<u64>,
 }
 
 impl ApiError {
     pub fn new(status: StatusCode, error: &str, message: impl Into<String>) -> Self {
-        Self { status, error: error.to_owned(), message: message.into() }
+        Self { status, error: error.to_owned(), message: message.into(), retry_after: None }
     }
 
     pub fn bad_request(error: &str, message: impl Into<String>) -> Self {
@@ -42,9 +44,12 @@ where
 {
     fn from(err: E) -> Self {
         let status = Status::from(err);
-        let reason = status.get_error_details().error_info().map(|info| info.reason.clone());
+        let details = status.get_error_details();
+        let reason = details.error_info().map(|info| info.reason.clone());
+        let wait = details.retry_info().and_then(|info| info.retry_delay);
+        let retry_after = wait.map(|wait| wait.as_millis().div_ceil(1000).max(1) as u64);
         let error = reason.unwrap_or_else(|| "INTERNAL".to_owned());
-        Self { status: http_status(status.code(), &error), message: status.message().to_owned(), error }
+        Self { status: http_status(status.code(), &error), message: status.message().to_owned(), error, retry_after }
     }
 }
 
@@ -60,7 +65,9 @@ impl IntoResponse for ApiError {
         let headers = response.headers_mut();
         match self.status {
             StatusCode::UNAUTHORIZED => drop(headers.insert(WWW_AUTHENTICATE, BEARER)),
-            StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => drop(headers.insert(RETRY_AFTER, SOON)),
+            StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => {
+                headers.insert(RETRY_AFTER, self.retry_after.unwrap_or(1).into());
+            }
             _ => {}
         }
         response
@@ -68,7 +75,6 @@ impl IntoResponse for ApiError {
 }
 
 const BEARER: axum::http::HeaderValue = axum::http::HeaderValue::from_static("Bearer realm=\"chatfn\"");
-const SOON: axum::http::HeaderValue = axum::http::HeaderValue::from_static("1");
 
 /// What nothing answers to.
 pub async fn no_such_route() -> ApiError {

@@ -62,7 +62,7 @@ impl FromRequestParts<Arc<Services>> for Manager {
 
 /// The caller's app – a client has one – if it has one of these scopes for it.
 async fn allowed(parts: &Parts, services: &Services, scopes: &[Scope]) -> Result<(AppId, Caller), ApiError> {
-    let caller = services.auth.caller(&parts.headers).await?;
+    let caller = services.auth.caller(&parts.headers, &parts.extensions).await?;
     if !parts.headers.contains_key(AUTHORIZATION) && !is_local(parts) {
         let message = "without a token, call the service as localhost or by its address";
         return Err(ApiError::new(StatusCode::FORBIDDEN, "FOREIGN_HOST", message));
@@ -74,7 +74,8 @@ async fn allowed(parts: &Parts, services: &Services, scopes: &[Scope]) -> Result
     let app = match (&caller, named) {
         (_, Some(app)) => app,
         (Caller::Client { app, .. }, None) => app.clone(),
-        (Caller::Operator, None) => {
+        (Caller::Federated { apps, .. }, None) if apps.len() == 1 => apps[0].clone(),
+        (Caller::Operator | Caller::Federated { .. }, None) => {
             let message =
                 "an operator may see all apps: name one in the header X-Chatfn-App, or use an app's credential";
             return Err(ApiError::bad_request("APP_MISSING", message));

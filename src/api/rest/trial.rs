@@ -33,6 +33,7 @@ pub async fn test(
     Body(test): Body<Test>,
 ) -> Result<Json<Value>, ApiError> {
     services.open()?;
+    services.rates.count(&app).await?;
     let function = services.function(&app, id).await?;
     let event = test.event.to_string();
     let (trigger, event) = services.invoker.check(function.trigger_type.as_str(), event.as_bytes())?;

@@ -112,12 +112,13 @@ impl Error {
             | Self::NoWorker(_)
             | Self::Closed
             | Self::ChangesOvertaken { .. }
-            | Self::Version(serving::Error::Store(_) | serving::Error::Artifact(_))
+            | Self::Version(serving::Error::Store(_) | serving::Error::Artifact(_) | serving::Error::Blobs(_))
             | Self::TooMany
             | Self::Draining
             | Self::DiskFull(_)
             | Self::Store(_)
             | Self::Artifact(_)
+            | Self::Blobs(_)
             | Self::Internal => "unavailable",
         }
     }
