@@ -1,6 +1,6 @@
 # Each target does all of its own set-up on a machine with Rust, Node.js >= 20 with npm, and a C compiler.
 
-.PHONY: demo test test-shim test-helm test-isolation test-cgroup-v2 check-aarch64 lint doc bench check-tools
+.PHONY: demo test test-shim test-postgres test-helm test-isolation test-cgroup-v2 check-aarch64 lint doc bench check-tools
 
 ## Publish examples/login into a service of its own, invoke its functions, show what happened.
 demo: check-tools
@@ -9,8 +9,14 @@ demo: check-tools
 
 ## All tests: the shim's, the crate's (unit, architecture, end to end, attacks), then the chart's, which ask the program that was built.
 test: check-tools test-shim
-	cargo test --locked
+	scripts/with-postgres cargo test --locked
+	@$(MAKE) --no-print-directory test-postgres
 	@$(MAKE) --no-print-directory test-helm
+
+## What is tested of the store on SQLite, on PostgreSQL; and the service on it through the front door.
+test-postgres:
+	CHATFN_TEST_ENGINE=postgres scripts/with-postgres cargo test --locked --lib -- store:: history:: auth:: artifacts::
+	CHATFN_TEST_ENGINE=postgres scripts/with-postgres cargo test --locked --test e2e -- events:: queue:: dead_letters:: idempotency:: crash:: kills:: versions:: activation:: credentials history:: rest:: shutdown::
 
 test-shim: check-tools
 	node --test node-shim/test/*.test.js

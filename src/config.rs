@@ -45,6 +45,9 @@ pub struct Config {
     /// How long to wait for a connection to PostgreSQL: at the start, and for each statement.
     #[serde(with = "duration")]
     pub database_timeout: Duration,
+    /// With PostgreSQL: a replica that was silent for so long is given up, and the others take over what it ran.
+    #[serde(with = "duration")]
+    pub replica_timeout: Duration,
     /// Whom the service becomes once its broker runs, if it is started as root: a name, a uid or uid:gid. The broker stays root. Files
     /// that the service reads (token, npm's configuration) must be readable for it. Default: it stays who it is.
     pub user: Option<String>,
@@ -266,6 +269,7 @@ impl Default for Config {
             database_url: None,
             database_connections_max: 10,
             database_timeout: Duration::from_secs(10),
+            replica_timeout: Duration::from_secs(15),
             user: None,
             operator_token_file: None,
             encryption_keys_file: None,

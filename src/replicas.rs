@@ -10,11 +10,10 @@ use tokio_util::sync::CancellationToken;
 use crate::serving::{self, Serving};
 use crate::store::{self, Change, Changes, Store, TakenOver};
 
-const HEARTBEAT: Duration = Duration::from_secs(3);
+/// So many in the time after which a silent replica is given up, so that a slow database takes nobody's work.
+const HEARTBEATS: u32 = 5;
 /// Heartbeats: counting takes longer the more events wait.
 const RECOUNT_EVERY: u64 = 10;
-/// A replica that was silent for so long is given up: several heartbeats, so that a slow database takes nobody's work.
-pub const UNSEEN_MAX: Duration = Duration::from_secs(15);
 /// Between two looks at whether a notification was missed.
 const DIGEST_INTERVAL: Duration = Duration::from_millis(500);
 /// For the version that another replica activated to be loaded here, before callers have to wait for it: all serve it within a second.
@@ -24,9 +23,9 @@ const LOAD_PATIENCE: Duration = Duration::from_millis(400);
 ///
 /// # Errors
 /// The store cannot be written.
-pub async fn join(store: &Store) -> Result<(), store::Error> {
+pub async fn join(store: &Store, unseen_max: Duration) -> Result<(), store::Error> {
     store.heartbeat(SystemTime::now()).await?;
-    let unseen_for = if store.is_shared() { UNSEEN_MAX } else { Duration::ZERO };
+    let unseen_for = if store.is_shared() { unseen_max } else { Duration::ZERO };
     say(store.take_over(unseen_for, SystemTime::now()).await?);
     Ok(())
 }
@@ -37,6 +36,7 @@ pub async fn join(store: &Store) -> Result<(), store::Error> {
 pub async fn watch(
     store: Store,
     serving: Serving,
+    unseen_max: Duration,
     enqueued: Arc<Notify>,
     forget_credentials: impl Fn() + Send + Sync,
     stop: CancellationToken,
@@ -49,25 +49,25 @@ pub async fn watch(
         () = stop.cancelled() => {}
         () = others.listen(store.changes()) => {}
         () = others.compare() => {}
-        () = beat(&store) => {}
+        () = beat(&store, unseen_max) => {}
     }
 }
 
-async fn beat(store: &Store) {
-    let mut ticks = ticks(HEARTBEAT);
+async fn beat(store: &Store, unseen_max: Duration) {
+    let mut ticks = ticks(unseen_max / HEARTBEATS);
     for beat in 1_u64.. {
         ticks.tick().await;
-        if let Err(err) = beat_once(store, beat % RECOUNT_EVERY == 0).await {
+        if let Err(err) = beat_once(store, unseen_max, beat % RECOUNT_EVERY == 0).await {
             tracing::warn!(%err, "failed to tell the other replicas that this one lives");
         }
     }
 }
 
-async fn beat_once(store: &Store, recount: bool) -> Result<(), store::Error> {
+async fn beat_once(store: &Store, unseen_max: Duration, recount: bool) -> Result<(), store::Error> {
     if !store.heartbeat(SystemTime::now()).await? {
         tracing::warn!("the other replicas gave this one up, as it was silent for too long: they took its events over");
     }
-    say(store.take_over(UNSEEN_MAX, SystemTime::now()).await?);
+    say(store.take_over(unseen_max, SystemTime::now()).await?);
     if recount { store.recount().await } else { Ok(()) }
 }
 

@@ -97,7 +97,7 @@ impl Service {
         let node_version = host::check_node(&sandbox).await?;
         let store = Store::open(database(config, &data)?, queue_limits(config)).await?;
         keys.into_iter().for_each(|keys| store.use_keys(keys));
-        replicas::join(&store).await?;
+        replicas::join(&store, config.replica_timeout).await?;
         let blobs = Blobs::new(artifacts.clone(), store.clone(), open_remote(config).await?, blobs_settings(config));
         exposition.tell_build(&node_version);
         let failures = Failures::new(config.auth_failures_per_minute, config.trusted_proxies.clone());
@@ -209,7 +209,14 @@ impl Service {
         let (events, watched) = (Arc::clone(&enqueued), serving.clone());
         let dispatcher = Dispatcher::new(store.clone(), serving.clone(), invoker.clone(), settings, enqueued, figures);
         let stop_replicas = CancellationToken::new();
-        let watch = replicas::watch(store.clone(), watched, events, move || auth.forget_all(), stop_replicas);
+        let watch = replicas::watch(
+            store.clone(),
+            watched,
+            config.replica_timeout,
+            events,
+            move || auth.forget_all(),
+            stop_replicas,
+        );
         let scheme = if tls.is_some() { "https" } else { "http" };
         Ok(Self {
             address,

@@ -22,6 +22,7 @@ mod json;
 mod keys;
 mod local;
 mod logs;
+mod migrate;
 mod output;
 mod profile;
 mod progress;
@@ -93,6 +94,8 @@ enum Command {
     Credentials(credentials::Args),
     /// Make keys that secrets are encrypted with, and move to the current one.
     Keys(keys::Args),
+    /// Bring the database up to date, before services of a new version start.
+    Migrate(migrate::Args),
     /// Load a running service at a fixed rate and print latencies.
     Bench(bench::Args),
     /// Print a completion script: `source <(chatfn completions bash)`
@@ -135,6 +138,7 @@ impl Command {
             Self::Apps(args) => apps::run(args),
             Self::Credentials(args) => credentials::run(args),
             Self::Keys(args) => keys::run(args),
+            Self::Migrate(args) => migrate::run(args),
             Self::Bench(args) => bench::run(args).map(done),
             Self::Completions(args) => completions::run(args),
             Self::SandboxBroker => crate::sandbox::serve_broker().map(done).map_err(anyhow::Error::from),

@@ -67,10 +67,11 @@ impl Config {
     }
 
     /// With the least each may be.
-    fn spans(&self) -> [(&'static str, Duration, Duration); 13] {
+    fn spans(&self) -> [(&'static str, Duration, Duration); 14] {
         [
             ("idempotency_window", self.idempotency_window, Duration::ZERO),
             ("database_timeout", self.database_timeout, MOMENT),
+            ("replica_timeout", self.replica_timeout, Duration::from_secs(1)),
             ("wait_max", self.wait_max, MOMENT),
             ("ready_timeout", self.ready_timeout, MOMENT),
             ("init_timeout", self.init_timeout, MOMENT),
@@ -138,6 +139,7 @@ mod tests {
             ("auth_failures_per_minute", ["0", "1000000"], ["-1", "1000001"]),
             ("rate_per_app", ["1", "1000000"], ["0", "1000001"]),
             ("rate_burst_per_app", ["1", "1000000"], ["0", "1000001"]),
+            ("database_connections_max", ["2", "1000"], ["1", "1001"]),
             ("waiting_max", ["1", "1000000"], ["0", "18446744073709551615"]),
             ("memory_budget_bytes", ["201326592", "1125899906842624"], ["201326591", "18446744073709551615"]),
             ("reserve_workers", ["0", "64"], ["-1", "65"]),
@@ -158,6 +160,8 @@ mod tests {
             ("artifacts_grace", ["1ms", "3650days"], ["0s", "18446744073709551615s"]),
             ("metrics_apps_max", ["0", "10000"], ["-1", "10001"]),
             ("idempotency_window", ["0s", "3650days"], ["-1s", "3651days"]),
+            ("database_timeout", ["1ms", "3650days"], ["0s", "18446744073709551615s"]),
+            ("replica_timeout", ["1s", "3650days"], ["999ms", "18446744073709551615s"]),
             ("wait_max", ["1ms", "3650days"], ["0s", "18446744073709551615s"]),
             ("ready_timeout", ["1ms", "3650days"], ["0s", "18446744073709551615s"]),
             ("init_timeout", ["1ms", "3650days"], ["0s", "18446744073709551615s"]),

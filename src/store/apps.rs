@@ -178,7 +178,7 @@ mod tests {
     use super::super::testing::{app, at, event, ready_version, row_counts, store, trigger};
     use super::super::{AttemptEnd, Disposition, HistoryItem};
     use super::*;
-    use crate::model::{ClientId, Credential, Scope};
+    use crate::model::{Blob, ClientId, Credential, FilesName, Scope};
 
     #[tokio::test]
     async fn an_app_begins_with_its_first_version_and_keeps_its_settings() {
@@ -256,6 +256,8 @@ mod tests {
                 description: String::new(),
                 created_at: at(0),
             };
+            let blob = Blob { hash: format!("hash-{id}"), size_bytes: 1, unpacked_bytes: 1, entries: 1 };
+            store.begin_blob(&FilesName::layer(&app(id), "layer-1"), &blob, false, at(0)).await.expect("blob");
             let secret = *blake3::hash(id.as_bytes()).as_bytes();
             store.create_credential(&credential, &secret, 1, false).await.expect("credential");
         }

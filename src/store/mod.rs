@@ -132,6 +132,15 @@ impl Store {
         self.inner.queue.recount(self.read()).await
     }
 
+    /// The last migration that the database has seen.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub async fn migration(&self) -> Result<i64, Error> {
+        let last = db::query_scalar("SELECT MAX(version) FROM _sqlx_migrations").fetch_one(self.read()).await;
+        last.map_err(during("read the schema's version"))
+    }
+
     /// Gives up to a thousand free pages back to the file system: call it now and then after a purge.
     ///
     /// # Errors

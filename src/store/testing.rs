@@ -12,8 +12,10 @@ use crate::model::{
     AppId, FailurePolicy, Function, Limits, RawJson, RetryPolicy, TriggerType, Version, VersionNumber, VersionState,
 };
 
-/// The server of PostgreSQL that the tests of the store are to run on, each in a database of its own. Unset: they run on SQLite.
-pub const SERVER: &str = "CHATFN_TEST_POSTGRES";
+/// The server of PostgreSQL for tests that need one.
+const SERVER: &str = "CHATFN_TEST_POSTGRES";
+/// `postgres`: the tests of the store run there, each in a database of its own. Else they run on SQLite.
+const ENGINE: &str = "CHATFN_TEST_ENGINE";
 
 /// A test's own database; a file of SQLite's goes with it.
 pub struct Place {
@@ -24,9 +26,9 @@ pub struct Place {
 impl Place {
     /// An empty one, on the engine that this run of the tests is for.
     pub async fn new() -> Self {
-        let url = match std::env::var(SERVER) {
-            Ok(server) => Some(create_database(&server).await),
-            Err(_) => None,
+        let url = match std::env::var(ENGINE) {
+            Ok(engine) if engine == "postgres" => Some(create_database(&std::env::var(SERVER).expect(SERVER)).await),
+            _ => None,
         };
         Self { dir: tempfile::tempdir().expect("tempdir"), url }
     }
@@ -175,9 +177,9 @@ pub fn event(app_id: &str) -> NewEvent {
 pub async fn row_counts(store: &Store) -> Vec<(String, i64)> {
     let tables = each(
         "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE '\\_%' ESCAPE '\\'
-             AND name NOT LIKE 'sqlite%' AND name NOT IN ('service_keys', 'replicas') ORDER BY name",
+             AND name NOT LIKE 'sqlite%' AND name NOT IN ('service_keys', 'replicas', 'blob_objects') ORDER BY name",
         "SELECT CAST(tablename AS TEXT) FROM pg_tables WHERE schemaname = CURRENT_SCHEMA()
-             AND tablename NOT IN ('_sqlx_migrations', 'service_keys', 'replicas') ORDER BY tablename",
+             AND tablename NOT IN ('_sqlx_migrations', 'service_keys', 'replicas', 'blob_objects') ORDER BY tablename",
     );
     let tables: Vec<String> = db::query_scalar(tables).fetch_all(store.read()).await.expect("tables");
     let mut counts = Vec::new();

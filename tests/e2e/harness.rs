@@ -53,7 +53,11 @@ impl TestServer {
     /// With settings as `--set` takes them: `idle_ttl=1s`.
     pub async fn with(settings: &[&str]) -> Self {
         let data = Arc::new(tempfile::tempdir().expect("temp dir"));
-        Self::on(data, settings.iter().map(|setting| (*setting).to_owned()).collect()).await
+        let mut settings: Vec<_> = settings.iter().map(|setting| (*setting).to_owned()).collect();
+        if !settings.iter().any(|setting| setting.starts_with("database_url=")) {
+            settings.extend(crate::postgres::of_this_run());
+        }
+        Self::on(data, settings).await
     }
 
     async fn on(data: Arc<TempDir>, settings: Vec<String>) -> Self {

@@ -16,6 +16,9 @@ mod harness;
 mod install;
 mod neighbours;
 mod network;
+#[path = "../e2e/postgres.rs"]
+#[allow(dead_code, reason = "the end-to-end tests use more of it")]
+mod postgres;
 mod processes;
 #[path = "../e2e/publish_request.rs"]
 #[allow(dead_code, reason = "shared with the end-to-end tests")]

@@ -1,0 +1,134 @@
+//! Many services on one database of PostgreSQL and one artifact store.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use chatfn::proto::{self, EventState, invoke_response::Outcome};
+use tempfile::TempDir;
+
+use crate::harness::{Answered, LOGIN, SENT, TestServer, wait_until};
+use crate::inspect::answering;
+use crate::postgres::{database, sql};
+use crate::publish_request::Publish;
+
+/// What all replicas of a test have in common.
+struct Fleet {
+    url: String,
+    shared: TempDir,
+}
+
+impl Fleet {
+    fn new() -> Option<Self> {
+        Some(Self { url: database()?, shared: TempDir::new().expect("temp dir") })
+    }
+
+    fn settings(&self) -> Vec<String> {
+        let artifacts = format!("artifacts=file://{}", self.shared.path().display());
+        // Small, for whoever was killed must not be waited for long.
+        vec![format!("database_url={}", self.url), artifacts, "replica_timeout=2s".to_owned()]
+    }
+
+    async fn replica(&self) -> TestServer {
+        let settings = self.settings();
+        let mut server = TestServer::with(&settings.iter().map(String::as_str).collect::<Vec<_>>()).await;
+        for said in ["took over", "gave this one up"] {
+            server.expect_log(said);
+        }
+        server
+    }
+}
+
+#[tokio::test]
+async fn what_one_replica_does_the_others_follow() {
+    let Some(fleet) = Fleet::new() else { return };
+    let (one, two) = (fleet.replica().await, fleet.replica().await);
+    one.publish(answering("demo", "v1")).await.expect("publishes");
+    assert_eq!(two.app("demo").login("jane").await.json(), "v1", "it was there before it was called");
+    one.publish(answering("demo", "v2")).await.expect("publishes");
+    assert_eq!(one.app("demo").login("jane").await.json(), "v2", "at once where it was activated");
+    wait_until("the other replica serves it, too", async || two.app("demo").login("jane").await.json() == "v2").await;
+
+    let request = proto::ActivateVersionRequest { app_id: "demo".to_owned(), version: 1, ..Default::default() };
+    two.versions().activate_version(request).await.expect("activates");
+    assert_eq!(two.app("demo").login("jane").await.json(), "v1");
+    wait_until("back on both", async || one.app("demo").login("jane").await.json() == "v1").await;
+
+    let request = proto::DeleteAppRequest { app_id: "demo".to_owned(), ..Default::default() };
+    one.apps().delete_app(request).await.expect("deletes");
+    let call = || async { two.app("demo").invoke(LOGIN, r#"{"username":"jane"}"#).await };
+    wait_until("it is gone on both", async || call().await.is_err()).await;
+    assert_eq!(sql(&fleet.url, "SELECT COUNT(*) FROM versions"), "0");
+    one.stop().await;
+    two.stop().await;
+}
+
+const KEYS: u64 = 4;
+const EVENTS: u64 = 120;
+
+/// Sends all events, in the order of their keys, to whichever replica answers, and kills and replaces replicas meanwhile. The ids of
+/// those that were acknowledged.
+async fn send_among_kills(fleet: &Fleet, replicas: &mut Vec<TestServer>) -> BTreeMap<u64, String> {
+    let mut accepted = BTreeMap::new();
+    for n in 0..EVENTS {
+        if n % 30 == 15 {
+            let victim = replicas.remove(rand::random_range(0..replicas.len()));
+            let (_data, _) = victim.crash();
+            replicas.push(fleet.replica().await);
+        }
+        let body = format!(r#"{{"user":{{"name":"jane"}},"channel":{{"id":1}},"message":{{"n":{n}}}}}"#);
+        wait_until("some replica accepts it", async || {
+            let app = replicas[rand::random_range(0..replicas.len())].app("demo");
+            let request = proto::InvokeRequest {
+                ordering_key: format!("key-{}", n % KEYS),
+                idempotency_key: format!("event-{n}"),
+                ..app.call(SENT, &body)
+            };
+            match app.send(request).await.map(|answer| answer.outcome) {
+                Ok(Some(Outcome::Accepted(event))) => accepted.insert(n, event.event_id).is_none(),
+                other => panic!("a replica that lives refused it: {other:?}"),
+            }
+        })
+        .await;
+    }
+    accepted
+}
+
+#[tokio::test]
+async fn nothing_acknowledged_is_lost_and_order_is_kept_although_replicas_are_killed() {
+    let Some(fleet) = Fleet::new() else { return };
+    let mut replicas = vec![fleet.replica().await, fleet.replica().await, fleet.replica().await];
+    let source = "export const handleEvent = async (event) => {
+        await new Promise((resolve) => setTimeout(resolve, 5));
+        return event.message.n;
+    };";
+    // A killed replica's attempts count.
+    Publish::sent("demo", source).retry(20, Duration::from_millis(10)).on(&replicas[0]).await;
+    let accepted = send_among_kills(&fleet, &mut replicas).await;
+    assert_eq!(accepted.len() as u64, EVENTS);
+
+    let app = replicas[0].app("demo");
+    for id in accepted.values() {
+        wait_until("every acknowledged event ran", async || app.event(id).await.state() == EventState::Done).await;
+    }
+    let ended =
+        "SELECT event_json::json -> 'message' ->> 'n' FROM invocations WHERE status = 1 ORDER BY finished_at, id";
+    wait_until("the history is written", async || {
+        sql(&fleet.url, "SELECT COUNT(DISTINCT event_id) FROM invocations WHERE status = 1").parse::<u64>()
+            == Ok(EVENTS)
+    })
+    .await;
+    // The first time that each ran to its end.
+    let mut first = Vec::new();
+    for n in sql(&fleet.url, ended).lines().map(|n| n.parse::<u64>().expect("a number")) {
+        if !first.contains(&n) {
+            first.push(n);
+        }
+    }
+    for key in 0..KEYS {
+        let of_key: Vec<_> = first.iter().filter(|n| *n % KEYS == key).collect();
+        assert!(of_key.is_sorted(), "key {key}: {of_key:?}");
+    }
+    for replica in replicas {
+        replica.stop().await;
+    }
+}
