@@ -15,8 +15,8 @@ test: check-tools test-shim
 
 ## What is tested of the store on SQLite, on PostgreSQL; and the service on it through the front door.
 test-postgres:
-	CHATFN_TEST_ENGINE=postgres scripts/with-postgres cargo test --locked --lib -- store:: history:: auth:: artifacts::
-	CHATFN_TEST_ENGINE=postgres scripts/with-postgres cargo test --locked --test e2e -- events:: queue:: dead_letters:: idempotency:: crash:: kills:: versions:: activation:: credentials history:: rest:: shutdown::
+	ENGINE_FOR_TESTS=postgres scripts/with-postgres cargo test --locked --lib -- store:: history:: auth:: artifacts::
+	ENGINE_FOR_TESTS=postgres scripts/with-postgres cargo test --locked --test e2e -- events:: queue:: dead_letters:: idempotency:: crash:: kills:: versions:: activation:: credentials history:: rest:: shutdown::
 
 test-shim: check-tools
 	node --test node-shim/test/*.test.js

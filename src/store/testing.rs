@@ -13,9 +13,9 @@ use crate::model::{
 };
 
 /// The server of PostgreSQL for tests that need one.
-const SERVER: &str = "CHATFN_TEST_POSTGRES";
+const SERVER: &str = "POSTGRES_FOR_TESTS";
 /// `postgres`: the tests of the store run there, each in a database of its own. Else they run on SQLite.
-const ENGINE: &str = "CHATFN_TEST_ENGINE";
+const ENGINE: &str = "ENGINE_FOR_TESTS";
 
 /// A test's own database; a file of SQLite's goes with it.
 pub struct Place {

@@ -3,8 +3,8 @@
 use std::process::Command;
 
 /// `postgres`: every service of the tests uses a database of its own.
-const ENGINE: &str = "CHATFN_TEST_ENGINE";
-const SERVER: &str = "CHATFN_TEST_POSTGRES";
+const ENGINE: &str = "ENGINE_FOR_TESTS";
+const SERVER: &str = "POSTGRES_FOR_TESTS";
 
 /// The settings that a service takes where this run of the tests is for PostgreSQL; else none.
 pub fn of_this_run() -> Vec<String> {
