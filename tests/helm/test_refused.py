@@ -35,8 +35,6 @@ REFUSED = [
     ({"oidc": {"issuer": "http://login.example", "audience": "chatfn"}}, ["/oidc/issuer"]),
     ({"tls": {"clientCa": {"optional": "yes"}}}, ["/tls/clientCa/optional"]),
     ({"metrics": {"prometheusRule": "yes"}}, ["/metrics/prometheusRule"]),
-    # Gone, or not there yet.
-    ({"traces": {"otlpEndpoint": "http://otel:4317"}}, ["'traces'"]),
     ({"topologySpread": "always"}, ["/topologySpread"]),
     ({"service": {"port": 0}}, ["/service/port"]),
     ({"podAnnotations": {"on": True}}, ["/podAnnotations/on"]),
