@@ -11,6 +11,7 @@ SHARED = {
 }
 TLS = {"tls": {"existingSecret": "tls"}}
 MUTUAL = {"tls": {"existingSecret": "tls", "clientCa": {"existingSecret": "client-ca"}}}
+OPTIONAL = {"tls": {"existingSecret": "tls", "clientCa": {"existingSecret": "client-ca", "optional": True}}}
 ENVOY = {"envoy": {"enabled": True, "clientCertificate": {"existingSecret": "envoy-client"}}}
 
 EVERYTHING = {
@@ -26,22 +27,25 @@ EVERYTHING = {
         "gcs": {"existingSecret": "gcs"},
     },
     "encryptionKeys": {"existingSecret": "keys"},
-    "oidc": {"issuer": "https://login.example", "audience": "chatfn", "jwksUrl": "https://login.example/keys"},
+    "oidc": {"issuer": "https://login.example", "audience": "chatfn", "jwksUrl": "https://login.example/keys",
+             "scopesClaim": "roles", "appClaim": "tenant"},
     "npm": {"existingSecret": "npm"},
     "serviceAccount": {"name": "runner", "annotations": {"eks.amazonaws.com/role-arn": "arn:aws:iam::1:role/x"}},
     "isolation": {"profile": "hardened", "runtimeClassName": "cgroup-writable", "writableCgroups": True},
     "clusterCidrs": ["203.0.113.0/24", "2001:db8::/32"],
     "config": {
         "rate_per_app": 1_000_000,
+        "rate_burst_per_app": 1_000_000,
+        "auth_failures_per_minute": 60,
         "log_level": "chatfn=debug,warn",
         "trigger_types": [{"name": "OrderPlaced", "blocking": True, "schema": {"type": "object", "required": ["order"]}}],
         "egress": {"deny": ["198.51.100.0/24"], "dedicated": {"shop.eu": {"allow": [{"network": "10.9.0.0/16", "ports": [443]}]}}},
     },
     "drain": {"timeoutSeconds": 120, "preStopSeconds": 15},
-    "traces": {"otlpEndpoint": "http://otel.observability:4317", "sampleRatio": 0.1},
     "extraEnv": [{"name": "HTTPS_PROXY", "value": "http://proxy:3128"}],
     "extraVolumes": [{"name": "more", "emptyDir": {}}],
     "extraVolumeMounts": [{"name": "more", "mountPath": "/more"}],
+    "trustedProxies": ["10.244.0.0/16", "fd00:10:244::/56"],
     "service": {"type": "LoadBalancer", "port": 443, "annotations": {"lb": "internal"}},
     "ingress": {
         "enabled": True, "className": "nginx", "hosts": ["functions.example"],
@@ -55,11 +59,13 @@ EVERYTHING = {
         "egress": {
             "database": {"to": [{"ipBlock": {"cidr": "10.1.2.3/32"}}]},
             "objectStorage": {"to": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "storage"}}}], "port": 9000},
-            "traces": {"to": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "observability"}}}]},
             "extra": [{"to": [{"ipBlock": {"cidr": "10.9.0.0/16"}}], "ports": [{"port": 443}]}],
         },
     },
-    "metrics": {"serviceMonitor": True, "serviceMonitorLabels": {"release": "prometheus"}, "dashboard": True},
+    "metrics": {
+        "serviceMonitor": True, "serviceMonitorLabels": {"release": "prometheus"}, "dashboard": True,
+        "prometheusRule": True, "prometheusRuleLabels": {"release": "prometheus"},
+    },
     "topologySpread": "DoNotSchedule",
     "affinity": {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": []}},
     "nodeSelector": {"pool": "functions"},
@@ -82,9 +88,11 @@ CASES = {
     "autoscaling by queue": {**SHARED, "autoscaling": {"by": "queue"}},
     "tls": {**SHARED, **TLS},
     "mtls": {**SHARED, **MUTUAL},
+    "mtls, optional": {**SHARED, **OPTIONAL},
     "envoy": {**SHARED, **ENVOY},
     "envoy, tls": {**SHARED, **ENVOY, **TLS},
     "envoy, mtls": {**SHARED, **ENVOY, **MUTUAL},
+    "envoy, mtls, optional": {**SHARED, **ENVOY, **OPTIONAL},
     "ingress": {**SHARED, "ingress": EVERYTHING["ingress"]},
     "gateway": {**SHARED, "gateway": EVERYTHING["gateway"]},
     "gateway to envoy": {**SHARED, **ENVOY, "gateway": EVERYTHING["gateway"]},

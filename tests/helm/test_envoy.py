@@ -11,7 +11,7 @@ from conftest import rendered_case
 from gateway import Backend, Gateway, call, envoy_binary, wait_until
 
 APPS = [f"app-{number}" for number in range(60)]
-CASES = ["envoy", "envoy, tls", "envoy, mtls", "everything"]
+CASES = ["envoy", "envoy, tls", "envoy, mtls", "envoy, mtls, optional", "everything"]
 
 
 @contextmanager
@@ -157,6 +157,21 @@ def test_tls_on_both_sides_with_client_certificates(tmp_path):
         stranger = grpc.ssl_channel_credentials(authority.read("ca.crt"))
         options = [("grpc.ssl_target_name_override", "localhost")]
         with grpc.secure_channel(f"127.0.0.1:{gateway.port}", stranger, options) as outside:
+            with pytest.raises(grpc.RpcError) as refused:
+                call(outside, timeout=10)
+            assert refused.value.code() == grpc.StatusCode.UNAVAILABLE
+
+
+def test_a_client_may_have_no_certificate_but_not_a_wrong_one_where_it_is_optional(tmp_path):
+    authority, other = Authority(tmp_path / "authority"), Authority(tmp_path / "other")
+    directory = tmp_path / "envoy"
+    directory.mkdir()
+    serve, _ = authority.secrets(directory, ["rel-chat-functions-pods.apps.svc"])
+    without = grpc.ssl_channel_credentials(authority.read("ca.crt"))
+    with front(directory, "envoy, mtls, optional", server=serve, caller=without) as (gateway, _, _):
+        wrong = grpc.ssl_channel_credentials(authority.read("ca.crt"), *other.sign("caller", "caller"))
+        options = [("grpc.ssl_target_name_override", "localhost")]
+        with grpc.secure_channel(f"127.0.0.1:{gateway.port}", wrong, options) as outside:
             with pytest.raises(grpc.RpcError) as refused:
                 call(outside, timeout=10)
             assert refused.value.code() == grpc.StatusCode.UNAVAILABLE

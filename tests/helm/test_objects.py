@@ -1,6 +1,9 @@
 """What must hold of the objects together, whatever the values."""
 
+import json
 import re
+
+import yaml
 
 from cases import EVERYTHING, SECRETS, SHARED, TOKEN
 from conftest import CHART, ROOT, Rendered, component, rendered_case
@@ -108,9 +111,10 @@ def test_ports_are_those_of_the_containers(release):
             assert all(name in container_ports(release, "server") for name in names)
     ports = container_ports(release, "server")
     assert ports == {"grpc": 7400, "admin": 7401}
-    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
-        # Plaintext also with TLS: the kubelet's gRPC probes know no other.
-        assert release.container[probe]["grpc"] == {"port": ports["admin"]}
+    # Plaintext also with TLS: the kubelet's gRPC probes know no other. The last one's name stays SERVING while the service drains.
+    liveness = re.search(r'const LIVENESS: &str = "(\w+)"', (ROOT / "src" / "drain.rs").read_text())[1]
+    for probe, service in [("startupProbe", {}), ("readinessProbe", {}), ("livenessProbe", {"service": liveness})]:
+        assert release.container[probe]["grpc"] == {"port": ports["admin"]} | service
 
 
 def test_routes_lead_to_a_service_of_ours(release):
@@ -229,10 +233,11 @@ def test_keda_reads_the_url_where_the_pods_do():
 
 def test_keda_asks_for_columns_that_are_there():
     query = rendered_case("autoscaling by queue").of("ScaledObject")[0]["spec"]["triggers"][0]["metadata"]["query"]
-    schema = "".join(path.read_text() for path in sorted((ROOT / "migrations").rglob("*.sql")))
+    schema = "".join(path.read_text() for path in sorted((ROOT / "migrations" / "postgres").glob("*.sql")))
     table = re.search(r"CREATE TABLE events \((.*?)\n\);", schema, re.S)[1]
     for column in ("state", "due_at"):
         assert column in query and re.search(rf"^\s+{column} BIGINT", table, re.M)
+    assert "0 QUEUED, 1 RUNNING, 2 DONE" in table, "what `state < 2` is"
 
 
 def test_notes_tell_what_is_missing_and_no_secret(release):
@@ -240,15 +245,28 @@ def test_notes_tell_what_is_missing_and_no_secret(release):
     told = {
         "clear text": not values["encryptionKeys"]["existingSecret"] or not values["tls"]["existingSecret"],
         "One pod": not (values["database"]["existingSecret"] and values["artifacts"]["url"]),
+        "trustedProxies": (values["envoy"]["enabled"] or values["ingress"]["enabled"]) and not values["trustedProxies"],
         "nothing else keeps functions": values["isolation"]["profile"] == "restricted" and not values["networkPolicy"]["enabled"],
     }
     assert {text: text in release.notes for text in told} == told
     assert "\n\n\n" not in release.notes
 
 
-def test_the_dashboard_is_in_a_configmap_once_it_is_there():
-    found = [thing for thing in rendered_case("metrics").of("ConfigMap") if "chatfn.json" in thing["data"]]
-    assert len(found) == (CHART / "dashboards" / "chatfn.json").exists()
+def test_the_dashboard_is_in_a_configmap(release):
+    found = [thing for thing in release.of("ConfigMap") if "chatfn.json" in thing["data"]]
+    assert len(found) == release.values["metrics"]["dashboard"]
+    for thing in found:
+        assert thing["metadata"]["labels"]["grafana_dashboard"] == "1"
+        assert json.loads(thing["data"]["chatfn.json"]) == json.loads((CHART / "dashboards" / "chatfn.json").read_text())
+
+
+def test_the_alerts_are_in_a_rule_as_they_are(release):
+    found = release.of("PrometheusRule")
+    assert len(found) == release.values["metrics"]["prometheusRule"]
+    for thing in found:
+        assert thing["metadata"]["labels"]["release"] == "prometheus"
+        # Helm reads `{{ $labels.app }}` as Prometheus would not.
+        assert thing["spec"] == yaml.safe_load((CHART / "files" / "alerts.yaml").read_text()) and "{{ $labels.app }}" in str(thing)
 
 
 def test_a_token_is_all_that_an_install_needs():

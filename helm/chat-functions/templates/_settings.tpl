@@ -42,6 +42,9 @@
 {{- with $values.database.connectionsMax -}}
 {{- $_ := set $settings "database_connections_max" . -}}
 {{- end -}}
+{{- with $values.trustedProxies -}}
+{{- $_ := set $settings "trusted_proxies" . -}}
+{{- end -}}
 {{- if $values.encryptionKeys.existingSecret -}}
 {{- $_ := set $settings "encryption_keys_file" "/etc/chatfn/encryption-keys/keys" -}}
 {{- end -}}
@@ -52,6 +55,7 @@
 {{- $tls := dict "cert_file" "/etc/chatfn/tls/tls.crt" "key_file" "/etc/chatfn/tls/tls.key" -}}
 {{- if $values.tls.clientCa.existingSecret -}}
 {{- $_ := set $tls "client_ca_file" "/etc/chatfn/client-ca/ca.crt" -}}
+{{- $_ := set $tls "client_auth" (ternary "optional" "required" $values.tls.clientCa.optional) -}}
 {{- end -}}
 {{- $_ := set $settings "tls" $tls -}}
 {{- end -}}
@@ -60,14 +64,13 @@
 {{- with $values.oidc.jwksUrl -}}
 {{- $_ := set $oidc "jwks_url" . -}}
 {{- end -}}
+{{- with $values.oidc.scopesClaim -}}
+{{- $_ := set $oidc "scopes_claim" . -}}
+{{- end -}}
+{{- with $values.oidc.appClaim -}}
+{{- $_ := set $oidc "app_claim" . -}}
+{{- end -}}
 {{- $_ := set $settings "oidc" $oidc -}}
-{{- end -}}
-{{- if $values.traces.otlpEndpoint -}}
-{{- $traces := dict "otlp_endpoint" $values.traces.otlpEndpoint -}}
-{{- if not (kindIs "invalid" $values.traces.sampleRatio) -}}
-{{- $_ := set $traces "sample_ratio" $values.traces.sampleRatio -}}
-{{- end -}}
-{{- $_ := set $settings "traces" $traces -}}
 {{- end -}}
 {{- toJson $settings -}}
 {{- end -}}

@@ -94,7 +94,7 @@ static_resources:
             typed_config:
               "@type": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext
               {{- if $mutual }}
-              require_client_certificate: true
+              require_client_certificate: {{ not .Values.tls.clientCa.optional }}
               {{- end }}
               common_tls_context:
                 alpn_protocols: [h2, http/1.1]
