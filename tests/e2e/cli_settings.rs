@@ -120,7 +120,7 @@ async fn a_service_that_is_not_there_is_told_of_with_what_to_check() {
         }
     }
     let ran = user.runs(&["apps"], &[("CHATFN_ADDRESS", "https://127.0.0.1:1")]).await;
-    assert!(ran.code == Some(1) && ran.err.contains("tunnel"), "{ran:?}");
+    assert!(ran.code == Some(1) && ran.err.contains("--tls-ca"), "{ran:?}");
 }
 
 #[tokio::test]

@@ -78,7 +78,7 @@ async fn with_a_token_it_listens_on_every_address_and_refuses_who_does_not_have_
         "listen = '0.0.0.0:0'\ndefault_dependencies = {{}}\noperator_token_file = '{}'\n",
         token.path().display()
     );
-    let server = TestServer::with_environment(&file, &[], &[]).await;
+    let mut server = TestServer::with_environment(&file, &[], &[]).await;
     assert!(server.address.starts_with("http://0.0.0.0:"), "{}", server.address);
     let apps = async |token: Option<&str>| {
         let mut request = tonic::Request::new(chatfn::proto::ListAppsRequest::default());
@@ -92,5 +92,6 @@ async fn with_a_token_it_listens_on_every_address_and_refuses_who_does_not_have_
         assert_eq!(reason(&refused), (Code::Unauthenticated, "UNAUTHENTICATED".to_owned()));
     }
     apps(Some("0123456789abcdef")).await.expect("accepted");
+    server.expect_log("no encryption_keys_file is set");
     server.stop().await;
 }
