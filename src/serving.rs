@@ -171,7 +171,18 @@ impl Serving {
         };
         match number {
             Some(number) => self.load(app, number).await.map(Some),
-            None if self.shared.store.app(app).await?.is_some() => Ok(None),
+            None => self.activated_elsewhere(app).await,
+        }
+    }
+
+    /// Of an app without a route: another replica may have activated a version just now, and the news of it is still under way.
+    async fn activated_elsewhere(&self, app: &AppId) -> Result<Option<Arc<Served>>, Error> {
+        if let Some(active) = self.shared.store.active_version(app).await? {
+            self.routes().activate(app, active);
+            return self.load(app, active.number).await.map(Some);
+        }
+        match self.shared.store.app(app).await? {
+            Some(_) => Ok(None),
             None => Err(Error::UnknownApp(app.to_string())),
         }
     }
