@@ -550,7 +550,9 @@ fn pool_settings(config: &Config) -> pool::Settings {
 pub fn database(config: &Config, data: &Path) -> anyhow::Result<Database> {
     let Some(url) = &config.database_url else { return Ok(Database::Sqlite(data.join("chatfn.db"))) };
     let settings = Postgres::new(url.reveal(), config.database_connections_max, config.database_timeout);
-    Ok(Database::Postgres(settings.map_err(|problem| anyhow::anyhow!("configuration: database_url: {problem}"))?))
+    Ok(Database::Postgres(
+        settings.map(Box::new).map_err(|problem| anyhow::anyhow!("configuration: database_url: {problem}"))?,
+    ))
 }
 
 fn queue_limits(config: &Config) -> QueueLimits {

@@ -70,7 +70,7 @@ pub fn app(id: &AppId) -> Arc<App> {
 
 impl Apps {
     fn new(max: usize, trigger_types: Vec<String>) -> Self {
-        let trigger_types: Vec<_> = trigger_types.into_iter().map(|name| SharedString::from_owned(name)).collect();
+        let trigger_types: Vec<_> = trigger_types.into_iter().map(SharedString::from_owned).collect();
         let other = Arc::new(App::new(SharedString::const_str(OTHER), &trigger_types));
         Self { max, trigger_types, known: RwLock::default(), other }
     }
@@ -127,7 +127,7 @@ impl App {
         }
         self.record(&self.queue, &INVOCATION_QUEUE, timings.queue);
         if cold_start {
-            self.cold_starts.get_or_init(|| COLD_STARTS.counter(&[self.label.clone()])).increment(1);
+            self.cold_starts.get_or_init(|| COLD_STARTS.counter(std::slice::from_ref(&self.label))).increment(1);
             self.record(&self.init, &INVOCATION_INIT, timings.init);
         }
         if !timings.run.is_zero() {
@@ -137,7 +137,7 @@ impl App {
 
     /// An attempt got no worker in time.
     pub fn overloaded(&self) {
-        self.overloaded.get_or_init(|| INVOCATIONS_OVERLOADED.counter(&[self.label.clone()])).increment(1);
+        self.overloaded.get_or_init(|| INVOCATIONS_OVERLOADED.counter(std::slice::from_ref(&self.label))).increment(1);
     }
 
     /// Nothing ran for an event. `reason`: of a closed set.
@@ -186,7 +186,7 @@ impl App {
     }
 
     fn record(&self, cell: &OnceLock<Histogram>, metric: &Metric, span: Duration) {
-        cell.get_or_init(|| metric.histogram(&[self.label.clone()])).record(span.as_secs_f64());
+        cell.get_or_init(|| metric.histogram(std::slice::from_ref(&self.label))).record(span.as_secs_f64());
     }
 
     fn count_rare(&self, metric: &Metric, second: &'static str, third: &'static str) {
@@ -223,7 +223,7 @@ impl Workers {
         let app = app(id);
         let workers = |state: &'static str| POOL_WORKERS.gauge(&[app.label.clone(), state.into()]);
         let [starting, idle, busy, retiring] = STATES.map(workers);
-        let waiting = POOL_WAITING.gauge(&[app.label.clone()]);
+        let waiting = POOL_WAITING.gauge(std::slice::from_ref(&app.label));
         Self { gauges: [starting, idle, busy, retiring, waiting], told: [0; 5] }
     }
 

@@ -172,7 +172,7 @@ impl Publisher {
         let this = self.clone();
         let task = self.shared.running.spawn(async move {
             let began = Instant::now();
-            let result = this.run(request, &progress).await;
+            let result = Box::pin(this.run(request, &progress)).await;
             progress.end();
             if let Err(err) = &result {
                 tracing::debug!(%err, "publish failed");

@@ -52,7 +52,7 @@ impl Store {
                  WHERE recorded_at < $1 ORDER BY recorded_at LIMIT $2 /*pg FOR UPDATE SKIP LOCKED */)",
         );
         let query = query.bind(millis(before)).bind(i64::from(limit));
-        Ok(query.execute(self.write()).await.map_err(during("purge replies"))?)
+        query.execute(self.write()).await.map_err(during("purge replies"))
     }
 }
 

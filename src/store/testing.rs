@@ -44,7 +44,7 @@ impl Place {
 
     pub fn database(&self) -> Database {
         match &self.url {
-            Some(url) => Database::Postgres(Postgres::new(url, 4, Duration::from_secs(10)).expect("a URL")),
+            Some(url) => Database::Postgres(Box::new(Postgres::new(url, 4, Duration::from_secs(10)).expect("a URL"))),
             None => Database::Sqlite(self.path().join("store.db")),
         }
     }

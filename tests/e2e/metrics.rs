@@ -70,7 +70,8 @@ impl Scrape {
         assert_eq!(declared.kind.as_str(), kind, "{family}");
         let mut names: Vec<_> = labels.keys().map(String::as_str).filter(|label| *label != "le").collect();
         let mut expected = declared.labels.to_vec();
-        (names.sort_unstable(), expected.sort_unstable());
+        names.sort_unstable();
+        expected.sort_unstable();
         assert_eq!(names, expected, "{family}");
         assert_eq!(labels.contains_key("le"), name.ends_with("_bucket") && kind == "histogram", "{line}");
         assert!(self.samples.insert((name.to_owned(), labels), value).is_none(), "twice: {line}");
@@ -161,7 +162,8 @@ async fn every_invocation_event_and_publish_is_counted_once() {
     let login = |outcome| [("app", "demo"), ("trigger_type", LOGIN), ("outcome", outcome)];
     let sent = |outcome| [("app", "demo"), ("trigger_type", SENT), ("outcome", outcome)];
     let verdict = |verdict, by| [("app", "demo"), ("verdict", verdict), ("decided_by", by)];
-    let (app, none): ([(&str, &str); 1], [(&str, &str); 0]) = ([("app", "demo")], []);
+    let app = [("app", "demo")];
+    let none: [(&str, &str); 0] = [];
     for (name, labels, expected) in [
         ("chatfn_invocations_total", &login("result")[..], 3.0),
         ("chatfn_invocations_total", &login("denied"), 1.0),

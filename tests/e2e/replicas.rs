@@ -49,12 +49,12 @@ async fn what_one_replica_does_the_others_follow() {
     assert_eq!(one.app("demo").login("jane").await.json(), "v2", "at once where it was activated");
     wait_until("the other replica serves it, too", async || two.app("demo").login("jane").await.json() == "v2").await;
 
-    let request = proto::ActivateVersionRequest { app_id: "demo".to_owned(), version: 1, ..Default::default() };
+    let request = proto::ActivateVersionRequest { app_id: "demo".to_owned(), version: 1 };
     two.versions().activate_version(request).await.expect("activates");
     assert_eq!(two.app("demo").login("jane").await.json(), "v1");
     wait_until("back on both", async || one.app("demo").login("jane").await.json() == "v1").await;
 
-    let request = proto::DeleteAppRequest { app_id: "demo".to_owned(), ..Default::default() };
+    let request = proto::DeleteAppRequest { app_id: "demo".to_owned() };
     one.apps().delete_app(request).await.expect("deletes");
     let call = || async { two.app("demo").invoke(LOGIN, r#"{"username":"jane"}"#).await };
     wait_until("it is gone on both", async || call().await.is_err()).await;

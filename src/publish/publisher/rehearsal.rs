@@ -54,7 +54,7 @@ impl Publisher {
         let (this, gone) = (self.clone(), CancellationToken::new());
         let _hangs_up = gone.clone().drop_guard();
         // It leaves files to be swept.
-        self.detached(async move { this.rehearse_now(draft, &gone).await }).await
+        self.detached(async move { Box::pin(this.rehearse_now(draft, &gone)).await }).await
     }
 
     /// The type errors of sources that nobody has published. Nothing is kept.
@@ -139,7 +139,7 @@ impl Publisher {
             Ok(rehearsed(&function, tried?, lines))
         };
         let number = start.unwrap_or(VersionNumber(0));
-        let result = self.until_stopped(&build, number, unless(gone, work)).await;
+        let result = Box::pin(self.until_stopped(&build, number, unless(gone, work))).await;
         self.sweep_after(app, number, &build).await;
         result.map(|rehearsed| Rehearsed { version: start, warnings: project.warnings, ..rehearsed })
     }

@@ -23,7 +23,7 @@ pub enum Database {
     /// A file of one service's.
     Sqlite(PathBuf),
     /// Shared by all replicas.
-    Postgres(Postgres),
+    Postgres(Box<Postgres>),
 }
 
 /// Connections to write and to read with.

@@ -192,7 +192,7 @@ impl Store {
             "DELETE FROM events WHERE seq IN (SELECT seq FROM events WHERE state = 4 AND finished_at < $1 LIMIT $2
              /*pg FOR UPDATE SKIP LOCKED */)";
         let query = db::query(sql).bind(millis(before)).bind(i64::from(limit));
-        Ok(query.execute(self.write()).await.map_err(during("purge dead letters"))?)
+        query.execute(self.write()).await.map_err(during("purge dead letters"))
     }
 }
 

@@ -340,7 +340,7 @@ impl Store {
         );
         let query = query.bind(millis(now)).bind(span_millis(default_retention)).bind(span_millis(keep_min));
         let query = query.bind(i64::from(limit));
-        Ok(query.execute(self.write()).await.map_err(during("purge events"))?)
+        query.execute(self.write()).await.map_err(during("purge events"))
     }
 }
 
