@@ -5,7 +5,7 @@
 //! have no words in common, [`each`] holds both texts.
 //!
 //! SQLite has one writer, whose transactions are serial by themselves. PostgreSQL runs at READ COMMITTED: what must not happen at the
-//! same time takes a lock, [`Tx::lock_app`] or [`Tx::lock_lines`], which on SQLite costs nothing.
+//! same time takes a lock, [`Tx::lock_app`] or [`Tx::lock`], which on SQLite costs nothing.
 
 mod builder;
 mod query;
