@@ -13,8 +13,8 @@ test: check-tools test-shim
 	@$(MAKE) --no-print-directory test-postgres
 	@$(MAKE) --no-print-directory test-helm
 
-# Left out: three tests that open SQLite's file, one that expects a killed service's work to be taken over at its restart (here after
-# replica_timeout), and one that counts turns, which PostgreSQL gives a little differently.
+# Left out: three tests that open SQLite's file, and two that expect a killed service's work to be taken over at once when it starts
+# again, which here waits for replica_timeout.
 NOT_ON_POSTGRES = --skip a_version_of_another_node_is_warned_of --skip credentials_and_tokens_outlive_a_crash \
 	--skip a_history_that_cannot_be_written --skip what_ran_when_the_service_was_killed --skip one_apps_backlog_keeps_no_other_waiting
 
