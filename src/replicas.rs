@@ -1,11 +1,11 @@
 //! One replica among others: it says that it lives, takes over from those that do not, and follows what the others change.
 
+use std::future::pending;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::Notify;
 use tokio::time::{Interval, MissedTickBehavior, interval};
-use tokio_util::sync::CancellationToken;
 
 use crate::serving::{self, Serving};
 use crate::store::{self, Change, Changes, Store, TakenOver};
@@ -30,7 +30,7 @@ pub async fn join(store: &Store, unseen_max: Duration) -> Result<(), store::Erro
     Ok(())
 }
 
-/// Lives with the other replicas until it is stopped. Without others there is nothing to do.
+/// Lives with the other replicas; ends only by being dropped. Without others there is nothing to do.
 ///
 /// `forget_credentials`: what is remembered of them may be of one that was revoked.
 pub async fn watch(
@@ -39,14 +39,12 @@ pub async fn watch(
     unseen_max: Duration,
     enqueued: Arc<Notify>,
     forget_credentials: impl Fn() + Send + Sync,
-    stop: CancellationToken,
 ) {
     if !store.is_shared() {
-        return stop.cancelled().await;
+        return pending().await;
     }
     let others = Others { store: &store, serving: &serving, enqueued: &enqueued, forget_credentials };
     tokio::select! {
-        () = stop.cancelled() => {}
         () = others.listen(store.changes()) => {}
         () = others.compare() => {}
         () = beat(&store, unseen_max) => {}

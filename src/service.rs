@@ -208,15 +208,7 @@ impl Service {
         };
         let (events, watched) = (Arc::clone(&enqueued), serving.clone());
         let dispatcher = Dispatcher::new(store.clone(), serving.clone(), invoker.clone(), settings, enqueued, figures);
-        let stop_replicas = CancellationToken::new();
-        let watch = replicas::watch(
-            store.clone(),
-            watched,
-            config.replica_timeout,
-            events,
-            move || auth.forget_all(),
-            stop_replicas,
-        );
+        let watch = replicas::watch(store.clone(), watched, config.replica_timeout, events, move || auth.forget_all());
         let scheme = if tls.is_some() { "https" } else { "http" };
         Ok(Self {
             address,
