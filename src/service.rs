@@ -1,40 +1,48 @@
 //! A whole service: opens what is durable, starts the tasks, serves, and takes everything down again in order.
 
+mod maintenance;
+mod settings;
+
 use std::fs::File;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use anyhow::Context;
 use nix::fcntl::Flock;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
+use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 
 use crate::api::{self, Auth, Failures, Measures, MessageLimits, Oidc, RateDefaults, Rates, Services};
-use crate::artifacts::{Artifacts, Blobs, BlobsSettings, Remote};
+use crate::artifacts::{Artifacts, Blobs, Remote};
 use crate::config::Config;
 use crate::dispatch::{self, Dispatcher};
 use crate::drain::Drain;
 use crate::history::History;
 use crate::host::{self, Host};
-use crate::invoke::{self, Invoker};
-use crate::metrics::{self, Exposition};
-use crate::model::{Catalogue, LayerName, Mode, Report};
-use crate::pool::{self, MemoryBudget};
-use crate::publish::{self, InstallLimits, Installer, Npm, Proxy, Publisher, Registries, SourceLimits};
+use crate::invoke::Invoker;
+use crate::metrics;
+use crate::model::{Catalogue, Mode, Report};
+use crate::pool::MemoryBudget;
+use crate::publish::{Installer, Npm, Publisher};
 use crate::replicas;
 use crate::sandbox::Sandbox;
 use crate::secrets::Keyring;
 use crate::serving::Serving;
-use crate::store::{Database, Postgres, QueueLimits, Store};
+use crate::store::Store;
 use crate::tls::{self, Reloader};
-use crate::worker;
+
+use maintenance::{keep_up, maintain};
+pub use settings::database;
+use settings::{
+    blobs_settings, install_limits, invoke_settings, pool_settings, publish_settings, queue_limits, registry_proxy,
+    reserve_settings, worker_config,
+};
 
 /// After the drain: for workers to end, connections to close and the history to be written, all together.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -46,13 +54,6 @@ const SANDBOX_TIMEOUT: Duration = Duration::from_secs(2);
 const CONNECTIONS_TIMEOUT: Duration = Duration::from_secs(2);
 /// HTTP/2 keepalive: a client that is half gone is noticed.
 const KEEPALIVE: Duration = Duration::from_secs(30);
-/// What is counted gathers in memory until it is put in order.
-const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
-const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(60);
-const SWEEP_INTERVAL: Duration = Duration::from_secs(3600);
-/// Rows removed in one transaction, so that writers in between wait little.
-const PURGE_BATCH: u32 = 1000;
-
 /// A running service.
 pub struct Service {
     address: SocketAddr,
@@ -222,7 +223,7 @@ impl Service {
             store: store.clone(),
             dispatcher: tokio::spawn(dispatcher.run(stop_dispatch.clone())),
             history: history_task,
-            maintenance: tokio::spawn(maintain_all(
+            maintenance: tokio::spawn(maintain(
                 store,
                 serving,
                 publisher.clone(),
@@ -368,44 +369,11 @@ async fn serve(
     }
 }
 
-async fn maintain_all(
-    store: Store,
-    serving: Serving,
-    publisher: Publisher,
-    blobs: Blobs,
-    config: Config,
-    sweep: impl Fn() + Send,
-    stop: CancellationToken,
-) {
-    let files = sweep_files(&publisher, &blobs, stop.clone());
-    tokio::join!(maintain(store, serving, config, sweep, stop.clone()), blobs.maintain(stop), files);
-}
-
-/// Of versions that were deleted on another replica. Those deleted here are swept at once.
-async fn sweep_files(publisher: &Publisher, blobs: &Blobs, stop: CancellationToken) {
-    if !blobs.are_shared() {
-        return;
-    }
-    let mut ticks = interval(SWEEP_INTERVAL);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    ticks.tick().await; // The start has swept already.
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            _ = ticks.tick() => publisher.sweep_all().await,
-        }
-    }
-}
-
 async fn open_remote(config: &Config) -> anyhow::Result<Option<Remote>> {
     let Some(location) = &config.artifacts else { return Ok(None) };
     let remote = Remote::open(location)?;
     remote.probe().await?;
     Ok(Some(remote))
-}
-
-fn blobs_settings(config: &Config) -> BlobsSettings {
-    BlobsSettings { cache_bytes_max: config.artifacts_cache_bytes_max, grace: config.artifacts_grace }
 }
 
 /// Never, where there is none.
@@ -414,54 +382,6 @@ async fn of_admin<T>(admin: &mut Option<JoinHandle<T>>) -> Result<T, tokio::task
         Some(admin) => admin.await,
         None => std::future::pending().await,
     }
-}
-
-async fn keep_up(exposition: Exposition) {
-    let mut ticks = interval(UPKEEP_INTERVAL);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        ticks.tick().await;
-        exposition.run_upkeep();
-    }
-}
-
-/// Keeps what grows in bounds.
-async fn maintain(store: Store, serving: Serving, config: Config, sweep: impl Fn() + Send, stop: CancellationToken) {
-    let mut ticks = interval(MAINTENANCE_INTERVAL);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            _ = ticks.tick() => {}
-        }
-        sweep();
-        serving.unload_idle(config.idle_ttl).await;
-        if let Err(err) = purge(&store, &config).await {
-            tracing::error!(%err, "failed to purge old rows");
-        }
-    }
-}
-
-async fn purge(store: &Store, config: &Config) -> Result<(), crate::store::Error> {
-    let now = SystemTime::now();
-    let (retention, window) = (config.history_retention, config.idempotency_window);
-    while store.purge_history(now, retention, PURGE_BATCH).await? > 0 {}
-    while store.purge_events(now, retention, window, PURGE_BATCH).await? > 0 {}
-    let long_ago = |span| now.checked_sub(span).unwrap_or(SystemTime::UNIX_EPOCH);
-    while store.purge_old_dead_letters(long_ago(config.dead_letter_retention), PURGE_BATCH).await? > 0 {}
-    let before = long_ago(window);
-    while store.purge_replies(before, PURGE_BATCH).await? > 0 {}
-    store.shrink().await
-}
-
-/// Serves npm the operator's registries, as the operator's npm is configured.
-fn registry_proxy(config: &Config, home: Option<&Path>) -> anyhow::Result<Proxy> {
-    let of_home = home.map(|home| home.join(".npmrc")).filter(|path| path.exists());
-    let userconfig = config.npm_userconfig.clone().or(of_home);
-    let environment =
-        std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
-    let registries = Registries::load(userconfig.as_deref(), environment).context("read npm's configuration")?;
-    Proxy::new(registries, publish::RegistryLimits::default()).context("set up the registry proxy")
 }
 
 fn announce(config: &Config, address: SocketAddr, has_token: bool, memory_budget: u64, isolation: &Report) {
@@ -495,98 +415,5 @@ fn announce(config: &Config, address: SocketAddr, has_token: bool, memory_budget
         tracing::warn!(
             "open: no operator_token_file is set, so everybody on this machine may publish and run code here"
         );
-    }
-}
-
-fn worker_config(
-    config: &Config,
-    sandbox: &Sandbox,
-    node: PathBuf,
-    shim: PathBuf,
-    artifacts: &Artifacts,
-    history: &History,
-) -> worker::Config {
-    worker::Config {
-        sandbox: sandbox.clone(),
-        node,
-        shim,
-        scratch: artifacts.tmp(),
-        ready_timeout: config.ready_timeout,
-        init_timeout: config.init_timeout,
-        result_bytes_max: config.result_bytes_max,
-        log_limits: worker::LogLimits {
-            lines_max: config.log_lines_max,
-            bytes_max: config.log_bytes_max,
-            line_bytes_max: config.log_line_bytes_max,
-        },
-        egress: config.egress.clone(),
-        sdk: config.sdk.clone(),
-        logs: history.lines(),
-    }
-}
-
-fn pool_settings(config: &Config) -> pool::Settings {
-    pool::Settings {
-        waiting_max: config.waiting_max,
-        idle_ttl: config.idle_ttl,
-        worker_age_max: config.worker_age_max,
-        worker_jobs_max: config.worker_jobs_max,
-        worker_memory_percent_max: config.worker_memory_percent_max,
-    }
-}
-
-/// Where the store is.
-///
-/// # Errors
-/// `database_url` is none.
-pub fn database(config: &Config, data: &Path) -> anyhow::Result<Database> {
-    let Some(url) = &config.database_url else { return Ok(Database::Sqlite(data.join("chatfn.db"))) };
-    let settings = Postgres::new(url.reveal(), config.database_connections_max, config.database_timeout);
-    Ok(Database::Postgres(
-        settings.map(Box::new).map_err(|problem| anyhow::anyhow!("configuration: database_url: {problem}"))?,
-    ))
-}
-
-fn queue_limits(config: &Config) -> QueueLimits {
-    QueueLimits { of_app: config.events_queued_per_app_max, in_all: config.events_queued_max }
-}
-
-fn reserve_settings(config: &Config) -> pool::ReserveSettings {
-    pool::ReserveSettings {
-        workers: config.reserve_workers,
-        idle_ttl: config.idle_ttl,
-        worker_age_max: config.worker_age_max,
-    }
-}
-
-fn invoke_settings(config: &Config) -> invoke::Settings {
-    invoke::Settings {
-        event_bytes_max: config.event_bytes_max,
-        wait_max: config.wait_max,
-        idempotency_window: config.idempotency_window,
-        schedule_max: config.schedule_max,
-        hops_max: config.hops_max,
-    }
-}
-
-fn install_limits(config: &Config) -> InstallLimits {
-    InstallLimits {
-        timeout: config.install_timeout,
-        bytes_max: config.install_bytes_max,
-        files_max: config.install_files_max,
-    }
-}
-
-fn publish_settings(config: &Config, isolation: &Report) -> publish::Settings {
-    publish::Settings {
-        waiting_max: config.builds_waiting_max,
-        builds_max: config.builds_max,
-        typecheck_timeout: config.typecheck_timeout,
-        verify_timeout: config.ready_timeout + config.init_timeout + config.wait_max,
-        source_limits: SourceLimits::default(),
-        memory_bytes_max: config.memory_budget(),
-        single_tenant: !isolation.separates_tenants(),
-        sdk: config.sdk.clone(),
-        confines_egress: isolation.is_active(LayerName::Network),
     }
 }
