@@ -1,7 +1,7 @@
 //! `chatfn keys`: what secrets are encrypted with. Works on the database itself: no token opens it.
 
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
@@ -11,8 +11,8 @@ use serde_json::json;
 use tokio::time::sleep;
 
 use super::client::block_on;
+use super::configured::Configured;
 use super::output::{note, say};
-use crate::config::{Config, parse_override};
 use crate::secrets::{Keyring, generate};
 use crate::service;
 use crate::store::{Database, QueueLimits, Rotation, Store};
@@ -46,15 +46,8 @@ struct Generate {
 
 #[derive(Debug, clap::Args)]
 struct Rotate {
-    /// The service's configuration file [default: chatfn.toml, if it is there]
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// The service's data directory [default: as configured]
-    #[arg(long, value_name = "DIR")]
-    data_dir: Option<PathBuf>,
-    /// Any setting of the configuration; may be given more than once
-    #[arg(long = "set", value_name = "KEY=VALUE")]
-    overrides: Vec<String>,
+    #[command(flatten)]
+    service: Configured,
     /// Print one JSON object instead of text
     #[arg(long)]
     json: bool,
@@ -80,11 +73,7 @@ fn new_id() -> String {
 }
 
 async fn rotate(args: &Rotate) -> anyhow::Result<ExitCode> {
-    let mut overrides = args.overrides.iter().map(|text| parse_override(text)).collect::<Result<Vec<_>, _>>()?;
-    if let Some(data_dir) = &args.data_dir {
-        overrides.push(("data_dir".to_owned(), data_dir.display().to_string()));
-    }
-    let config = Config::load(args.config.as_deref(), &overrides)?;
+    let config = args.service.load()?;
     let Some(path) = &config.encryption_keys_file else {
         bail!("no encryption_keys_file is set: `chatfn keys generate` makes a line for one");
     };

@@ -7,6 +7,7 @@ mod apps;
 mod bench;
 mod client;
 mod completions;
+mod configured;
 mod credentials;
 mod demo;
 mod dev;
