@@ -7,7 +7,7 @@ use chatfn::proto::{self, EventState, invoke_response::Outcome};
 use tempfile::TempDir;
 use tonic::Code;
 
-use crate::harness::{Answered, LOGIN, SENT, TestServer, reason, wait_until};
+use crate::harness::{Answered, LOGIN, SENT, TestServer, binary, reason, wait_until};
 use crate::inspect::answering;
 use crate::postgres::{database, sql};
 use crate::publish_request::Publish;
@@ -174,4 +174,31 @@ async fn connections_that_end_are_made_anew_and_nothing_acknowledged_is_lost() {
     }
     assert_eq!(sql(&fleet.url, "SELECT COUNT(*) FROM events"), "40", "and none was queued twice");
     server.stop().await;
+}
+
+#[tokio::test]
+async fn a_database_is_brought_up_to_date_before_the_services_start() {
+    let Some(url) = database() else { return };
+    let user = TempDir::new().expect("temp dir");
+    let migrate = |url: &str| {
+        let mut command = binary();
+        command.current_dir(user.path()).args(["migrate", "--json"]).env("CHATFN_DATABASE_URL", url);
+        let output = command.output().expect("runs");
+        (
+            output.status.success(),
+            [output.stdout, output.stderr].map(|said| String::from_utf8_lossy(&said).into_owned()).concat(),
+        )
+    };
+    let (first, second) = (migrate(&url), migrate(&url));
+    assert!(first.0, "{}", first.1);
+    assert_eq!(first, second);
+    let told: serde_json::Value = serde_json::from_str(&first.1).expect("JSON");
+    assert_eq!(told["migration"].to_string(), sql(&url, "SELECT MAX(version) FROM _sqlx_migrations"));
+    assert_eq!(std::fs::read_dir(user.path()).expect("a directory").count(), 0, "nothing is left beside it");
+
+    let (done, said) = migrate("postgres://chatfn:hunter2@127.0.0.1:1/chatfn");
+    assert!(!done && said.contains("127.0.0.1:1") && !said.contains("hunter2"), "{said}");
+    sql(&url, "INSERT INTO _sqlx_migrations VALUES (99999, 'from the future', now(), TRUE, '', 0)");
+    let (done, said) = migrate(&url);
+    assert!(!done && said.contains("written by a newer chatfn (migration 99999"), "{said}");
 }
