@@ -31,6 +31,8 @@ const CLAIM_INITIAL: Duration = Duration::from_secs(60);
 const CLAIM_MARGIN: Duration = Duration::from_secs(30);
 /// Before an event comes back that failed for no fault of its function.
 const RELEASE_DELAY: Duration = Duration::from_secs(2);
+/// Between two tries to record how an event ended.
+const FINISH_PAUSE: Duration = Duration::from_millis(250);
 /// The same failure is logged so often, at most.
 const SAID_AGAIN_AFTER: Duration = Duration::from_secs(60);
 
@@ -64,6 +66,7 @@ enum Claimed {
 }
 
 /// What becomes of an event, and how the attempt ended if it counts.
+#[derive(Clone)]
 struct End {
     event: Disposition,
     /// Of those that were claimed with it.
@@ -172,13 +175,15 @@ impl Dispatcher {
             .chain(&claimed.others)
             .map(|_| metrics::Running::new(&metrics::series().events_running))
             .collect();
-        let End { event, others, attempt } = self.attempt(&claimed).await;
-        let dispositions: Vec<Disposition> = others.iter().chain([&event]).cloned().collect();
-        let finished = self.store.finish_claim(&claimed, event, others, attempt, SystemTime::now()).await;
+        let end = self.attempt(&claimed).await;
+        let finished = self.finish(&claimed, &end).await;
         self.shares().ended(&claimed.event.app);
         self.enqueued.notify_one(); // The next one of its line, or of its app, may run now.
         match finished {
-            Ok(true) => dispositions.iter().for_each(|end| self.figures.note(&claimed.event.app, end)),
+            Ok(true) => {
+                let ends = end.others.iter().chain([&end.event]);
+                ends.for_each(|end| self.figures.note(&claimed.event.app, end));
+            }
             // It goes with its app, which somebody wants.
             Ok(false) if matches!(self.store.has_event(claimed.event.id).await, Ok(false)) => {}
             Ok(false) => {
@@ -187,6 +192,25 @@ impl Dispatcher {
             }
             Err(err) => {
                 self.complaints.error("failed to record an event's end; it runs again", &err);
+            }
+        }
+    }
+
+    /// Again and again while the store is away: the claim outlasts the function, and what has run should not run twice.
+    async fn finish(&self, claimed: &ClaimedEvent, end: &End) -> Result<bool, store::Error> {
+        let given_up = Instant::now() + CLAIM_MARGIN;
+        let mut failed = false;
+        loop {
+            let End { event, others, attempt } = end.clone();
+            match self.store.finish_claim(claimed, event, others, attempt, SystemTime::now()).await {
+                Err(err @ store::Error::Database { .. }) if Instant::now() < given_up => {
+                    self.complaints.error("failed to record an event's end; trying again", &err);
+                    failed = true;
+                    sleep(FINISH_PAUSE).await;
+                }
+                // No longer ours: the try before was committed, and only its answer was lost; or another has it by now.
+                Ok(false) if failed => return Ok(true),
+                finished => return finished,
             }
         }
     }

@@ -28,7 +28,7 @@ mod versions;
 
 use std::path::PathBuf;
 use std::sync::atomic::AtomicI64;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
 
 use crate::metrics::series;
@@ -99,6 +99,8 @@ struct Inner {
     /// Of PostgreSQL the same as `write`.
     read: Pool,
     queue: queue::Writer,
+    /// A claim that failed, but may have been made.
+    doubtful_claim: Mutex<Option<queue::ClaimId>>,
     /// Who we are among the [`replicas`].
     replica: Arc<AtomicI64>,
     keys: OnceLock<crate::secrets::Keyring>,

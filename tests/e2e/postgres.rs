@@ -1,6 +1,7 @@
 //! Databases of the tests' server of PostgreSQL, which `scripts/with-postgres` starts. Without one these tests are skipped, and say so.
 
-use std::process::Command;
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
 
 /// `postgres`: every service of the tests uses a database of its own.
 const ENGINE: &str = "ENGINE_FOR_TESTS";
@@ -25,6 +26,42 @@ pub fn database() -> Option<String> {
     let mut url: url::Url = server.parse().expect("a URL");
     url.set_path(&name);
     Some(url.into())
+}
+
+/// A server of the test's own, which it may restart; ends when this is dropped.
+pub struct Server {
+    process: Child,
+    pub url: String,
+    restart: String,
+}
+
+impl Server {
+    /// `None`, said: there is none here.
+    #[allow(clippy::disallowed_methods, reason = "a server of the test's own")]
+    pub fn start() -> Option<Self> {
+        database()?; // Where the tests have no server, one of our own is not to be had either.
+        let tell = r#"echo "$POSTGRES_FOR_TESTS"; echo "$POSTGRES_RESTART"; read -r _"#;
+        let mut command = Command::new("scripts/with-postgres");
+        command.current_dir(env!("CARGO_MANIFEST_DIR")).args(["sh", "-c", tell]);
+        let mut process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("starts");
+        let mut lines = BufReader::new(process.stdout.take().expect("piped")).lines().map(|line| line.expect("a line"));
+        let (url, restart) = (lines.next().expect("its URL"), lines.next().expect("how to restart it"));
+        Some(Self { process, url, restart })
+    }
+
+    /// As after a crash: it is killed, recovers, and takes connections again.
+    #[allow(clippy::disallowed_methods, reason = "as an operator does")]
+    pub fn restart(&self) {
+        let status = Command::new("sh").args(["-c", &format!("cd / && {}", self.restart)]).status().expect("pg_ctl");
+        assert!(status.success(), "{}", self.restart);
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        drop(self.process.stdin.take()); // Then its command ends, and it cleans up.
+        let _ = self.process.wait();
+    }
 }
 
 /// What psql prints.

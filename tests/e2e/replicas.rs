@@ -9,7 +9,7 @@ use tonic::Code;
 
 use crate::harness::{Answered, LOGIN, SENT, TestServer, binary, reason, wait_until};
 use crate::inspect::answering;
-use crate::postgres::{database, sql};
+use crate::postgres::{Server, database, sql};
 use crate::publish_request::Publish;
 
 /// What all replicas of a test have in common.
@@ -141,6 +141,18 @@ fn end_connections(url: &str) {
 #[tokio::test]
 async fn connections_that_end_are_made_anew_and_nothing_acknowledged_is_lost() {
     let Some(fleet) = Fleet::new() else { return };
+    accepts_and_runs_all_although(&fleet, || end_connections(&fleet.url)).await;
+}
+
+#[tokio::test]
+async fn a_server_of_postgresql_that_crashes_and_comes_back_costs_nothing_acknowledged() {
+    let Some(server) = Server::start() else { return };
+    let fleet = Fleet { url: server.url.clone(), shared: TempDir::new().expect("temp dir") };
+    accepts_and_runs_all_although(&fleet, || server.restart()).await;
+}
+
+/// Whatever happens to the database a few times among the events.
+async fn accepts_and_runs_all_although(fleet: &Fleet, mut happens: impl FnMut()) {
     let mut server = fleet.replica().await;
     for said in ["terminating connection", "failed to", "database", "expected to read"] {
         server.expect_log(said);
@@ -151,7 +163,7 @@ async fn connections_that_end_are_made_anew_and_nothing_acknowledged_is_lost() {
     let mut accepted = BTreeMap::new();
     for n in 0..40 {
         if n % 10 == 5 {
-            end_connections(&fleet.url);
+            happens();
         }
         let body = format!(r#"{{"user":{{"name":"jane"}},"channel":{{"id":1}},"message":{{"n":{n}}}}}"#);
         wait_until("it is accepted", async || {

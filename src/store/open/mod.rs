@@ -6,7 +6,7 @@ mod sqlite;
 use std::fmt::{self, Display, Formatter};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use sqlx::migrate::{MigrateError, Migrator};
 
@@ -47,7 +47,16 @@ impl Store {
         let ours = Arc::clone(&replica);
         let crier = Crier::start(&write, move || ours.load(Ordering::Acquire));
         let queue = Writer::start(write.clone(), backlog, crier);
-        Ok(Self { inner: Arc::new(Inner { write, read, queue, replica, keys: OnceLock::new() }) })
+        Ok(Self {
+            inner: Arc::new(Inner {
+                write,
+                read,
+                queue,
+                doubtful_claim: Mutex::default(),
+                replica,
+                keys: OnceLock::new(),
+            }),
+        })
     }
 }
 

@@ -17,6 +17,7 @@ mod line;
 mod tests;
 mod writer;
 
+use std::sync::PoisonError;
 use std::time::{Duration, SystemTime};
 
 use super::codec::{
@@ -213,8 +214,37 @@ impl Store {
         until: SystemTime,
         now: SystemTime,
     ) -> Result<Vec<ClaimedEvent>, Error> {
-        const VERB: &str = "claim events";
+        self.give_back().await?;
         let claim = ClaimId(rand::random());
+        let claimed = self.claim_as(claim, shares, until, now).await;
+        if claimed.is_err() {
+            // The database may have committed it all the same, and then nobody knows what was claimed.
+            self.inner.doubtful_claim.lock().unwrap_or_else(PoisonError::into_inner).replace(claim);
+        }
+        claimed
+    }
+
+    /// What was claimed by a claim of ours that nobody heard the outcome of: without this it would wait for the claim to expire. No
+    /// attempt was begun.
+    async fn give_back(&self) -> Result<(), Error> {
+        let doubtful = || self.inner.doubtful_claim.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(claim) = *doubtful() else { return Ok(()) };
+        let sql = "UPDATE events SET due_at = CASE WHEN state = 1 THEN since ELSE due_at END, attempt = attempt - 1, claim_id = NULL,
+                       state = CASE WHEN state = 1 THEN 0 ELSE 5 END WHERE claim_id = $1 AND state IN (1, 7)";
+        let given_back = db::query(sql).bind(claim.0).execute(self.write()).await;
+        given_back.map_err(during("give a claim back"))?;
+        *doubtful() = None;
+        Ok(())
+    }
+
+    async fn claim_as(
+        &self,
+        claim: ClaimId,
+        shares: &[(AppId, u32)],
+        until: SystemTime,
+        now: SystemTime,
+    ) -> Result<Vec<ClaimedEvent>, Error> {
+        const VERB: &str = "claim events";
         let mut tx = self.begin(VERB).await?;
         let mut claimed = Vec::new();
         for (app, limit) in shares {
