@@ -1,7 +1,10 @@
 //! Which version serves each app, and the pool that runs it.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+mod follow;
+mod routes;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -15,6 +18,8 @@ use crate::model::{AppId, FilesName, LogLine, Version, VersionNumber, VersionSta
 use crate::pool::{self, Figures, MemoryBudget, Pool, Reserve, ReserveSettings};
 use crate::store::{self, Activation, ActiveVersion, Store};
 use crate::worker::{self, Lookup, Paths, Program, Renamed};
+
+use routes::{Live, Routes};
 
 /// What still runs of a version that is gone from the store gets so long to end by itself.
 const FORGET_PATIENCE: Duration = Duration::from_secs(10);
@@ -67,46 +72,6 @@ struct Shared {
     supervisors: TaskTracker,
     /// Ends every pool, those that retire and those yet to come included.
     kill: CancellationToken,
-}
-
-#[derive(Default)]
-struct Routes {
-    active: HashMap<AppId, ActiveVersion>,
-    /// Children of `Shared::kill`.
-    kill: HashMap<AppId, CancellationToken>,
-    loaded: HashMap<(AppId, VersionNumber), Arc<Served>>,
-    /// Every pool that may have a process, also where no route leads to it any more: its files are needed.
-    live: Vec<Live>,
-    /// Versions of another Node that were warned of.
-    warned: HashSet<(AppId, VersionNumber)>,
-}
-
-impl Routes {
-    /// From now on this version serves, unless what it was activated by is old news. The one that served before, if it is another.
-    fn activate(&mut self, app: &AppId, new: ActiveVersion) -> Option<VersionNumber> {
-        match self.active.get_mut(app) {
-            Some(active) if active.activation > new.activation => None,
-            Some(active) => {
-                let before = std::mem::replace(active, new).number;
-                (before != new.number).then_some(before)
-            }
-            None => {
-                self.active.insert(app.clone(), new);
-                None
-            }
-        }
-    }
-}
-
-/// A pool from its start to the end of its last worker.
-#[derive(Clone)]
-struct Live {
-    app: AppId,
-    number: VersionNumber,
-    /// Weak: a pool that everybody dropped ends.
-    served: Weak<Served>,
-    kill: CancellationToken,
-    ended: CancellationToken,
 }
 
 impl Serving {
@@ -172,18 +137,6 @@ impl Serving {
         match number {
             Some(number) => self.load(app, number).await.map(Some),
             None => self.activated_elsewhere(app).await,
-        }
-    }
-
-    /// Of an app without a route: another replica may have activated a version just now, and the news of it is still under way.
-    async fn activated_elsewhere(&self, app: &AppId) -> Result<Option<Arc<Served>>, Error> {
-        if let Some(active) = self.shared.store.active_version(app).await? {
-            self.routes().activate(app, active);
-            return self.load(app, active.number).await.map(Some);
-        }
-        match self.shared.store.app(app).await? {
-            Some(_) => Ok(None),
-            None => Err(Error::UnknownApp(app.to_string())),
         }
     }
 
@@ -381,69 +334,22 @@ impl Serving {
     /// Moves the app's traffic to this version, unless it was moved on since by a later activation. The one before finishes what it
     /// runs.
     pub async fn promote(&self, served: &Arc<Served>, activation: Activation) {
-        let app = served.version.app.clone();
-        let number = served.version.number;
-        let before = {
-            let mut routes = self.routes();
-            routes.loaded.insert((app.clone(), number), Arc::clone(served));
-            let before = routes.activate(&app, ActiveVersion { number, activation });
-            before.and_then(|before| routes.loaded.remove(&(app, before)))
-        };
-        if let Some(before) = before {
-            before.pool.retire().await;
-        }
+        let active = ActiveVersion { number: served.version.number, activation };
+        self.route(&served.version.app, active, Some(served)).await;
     }
 
-    /// Does what another replica did to an app: moves its traffic to the version that serves now, or ends what runs of an app that is
-    /// gone. While the version cannot be loaded for so long as `patience`, the one before serves; then callers wait for the new one.
-    ///
-    /// # Errors
-    /// The store cannot be read.
-    pub async fn follow(&self, app: &AppId, patience: Duration) -> Result<(), Error> {
-        let Some(now) = self.shared.store.active_version(app).await? else {
-            if self.shared.store.app(app).await?.is_none() {
-                self.forget_app(app).await;
-            }
-            return Ok(());
-        };
-        let known = self.routes().active.get(app).copied();
-        if known.is_some_and(|known| known.activation >= now.activation) {
-            return Ok(());
-        }
-        if known.is_some()
-            && let Ok(Ok(served)) = timeout(patience, self.version(app, now.number)).await
-        {
-            self.promote(&served, now.activation).await;
-            return Ok(());
-        }
+    /// As [`Serving::promote`]; without a pool the next call loads one.
+    async fn route(&self, app: &AppId, active: ActiveVersion, served: Option<&Arc<Served>>) {
         let before = {
             let mut routes = self.routes();
-            let before = routes.activate(app, now);
+            let loaded = served.map(|served| ((app.clone(), active.number), Arc::clone(served)));
+            routes.loaded.extend(loaded);
+            let before = routes.activate(app, active);
             before.and_then(|before| routes.loaded.remove(&(app.clone(), before)))
         };
         if let Some(before) = before {
             before.pool.retire().await;
         }
-        Ok(())
-    }
-
-    /// As [`Serving::follow`], for all apps.
-    ///
-    /// # Errors
-    /// The store cannot be read.
-    pub async fn follow_all(&self, patience: Duration) -> Result<(), Error> {
-        let now: HashMap<_, _> = self.shared.store.active_versions().await?.into_iter().collect();
-        let changed: Vec<AppId> = {
-            let active = &self.routes().active;
-            let gone = active.keys().filter(|app| !now.contains_key(app));
-            gone.chain(now.iter().filter(|(app, new)| active.get(*app) != Some(new)).map(|(app, _)| app))
-                .cloned()
-                .collect()
-        };
-        for app in changed {
-            self.follow(&app, patience).await?;
-        }
-        Ok(())
     }
 
     /// Whether nothing of a version that is not active runs any more, after at most `patience`. Its pools take nothing new.
