@@ -4,6 +4,7 @@
 
 mod attempt;
 mod idempotency;
+mod turn;
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};

@@ -15,6 +15,7 @@ use crate::model::{
 use crate::store::Store;
 
 use super::attempt::ANSWER_MARGIN;
+use super::turn::{Turn, turn};
 use super::{Answer, Error, Ran};
 
 /// That wait for the first one under a key.
@@ -99,7 +100,7 @@ impl InFlight {
         loop {
             match self.enter(&key, deadline) {
                 Place::First(entry) => {
-                    let result = recorded_or_run(&key, store, window, run).await;
+                    let result = recorded_or_run(&key, store, window, deadline, run).await;
                     entry.end(result.clone());
                     return result;
                 }
@@ -157,28 +158,45 @@ async fn wait_for(mut first: watch::Receiver<Option<Ended>>, deadline: Option<In
     }
 }
 
-async fn recorded_or_run<F, R>(key: &Key, store: &Store, window: Duration, run: F) -> Ended
+async fn recorded_or_run<F, R>(key: &Key, store: &Store, window: Duration, deadline: Option<Instant>, run: F) -> Ended
 where
     F: FnOnce() -> R,
     R: Future<Output = Ended>,
 {
     let now = SystemTime::now();
     let since = now.checked_sub(window).unwrap_or(SystemTime::UNIX_EPOCH);
-    if let Some(text) = store.recorded_reply(&key.app, &key.trigger_type, &key.key, since).await? {
-        match serde_json::from_str::<Recorded>(&text).map(Ran::try_from) {
+    let recorded = store.recorded_reply(&key.app, &key.trigger_type, &key.key, since).await?;
+    let turn = match recorded {
+        Some(text) => Turn::Answered(text),
+        None => turn(key, store, since, deadline).await?,
+    };
+    let held = match turn {
+        Turn::Ours(held) => Some(held),
+        Turn::Answered(text) => match serde_json::from_str::<Recorded>(&text).map(Ran::try_from) {
             Ok(Ok(ran)) => return Ok(Answer::Ran(ran)),
-            _ => tracing::error!(app = %key.app, "a recorded reply does not decode; the function runs again"),
-        }
+            _ => {
+                tracing::error!(app = %key.app, "a recorded reply does not decode; the function runs again");
+                None
+            }
+        },
+    };
+    let answer = run().await;
+    if let Ok(Answer::Ran(ran)) = &answer {
+        record(key, store, ran, now, since).await?;
     }
-    let answer = run().await?;
-    if let Answer::Ran(ran) = &answer
-        && ran.settled
-    {
-        // Before the answer leaves: whoever saw it can rely on it.
+    if let Some(held) = held {
+        held.give_back().await;
+    }
+    answer
+}
+
+/// Before the answer leaves: whoever saw it can rely on it.
+async fn record(key: &Key, store: &Store, ran: &Ran, now: SystemTime, since: SystemTime) -> Result<(), Error> {
+    if ran.settled {
         let text = serde_json::to_string(&Recorded::from(ran)).expect("plain data serializes");
         store.record_reply(&key.app, &key.trigger_type, &key.key, &text, now, since).await?;
     }
-    Ok(answer)
+    Ok(())
 }
 
 /// [`Ran`], as it is stored.

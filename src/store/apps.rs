@@ -258,6 +258,7 @@ mod tests {
             };
             let blob = Blob { hash: format!("hash-{id}"), size_bytes: 1, unpacked_bytes: 1, entries: 1 };
             store.begin_blob(&FilesName::layer(&app(id), "layer-1"), &blob, false, at(0)).await.expect("blob");
+            store.take_key(&app(id), &trigger(), "k").await.expect("key");
             let secret = *blake3::hash(id.as_bytes()).as_bytes();
             store.create_credential(&credential, &secret, 1, false).await.expect("credential");
         }

@@ -21,6 +21,7 @@ mod invocation_row;
 mod open;
 mod queue;
 mod replicas;
+mod running_keys;
 mod secrets;
 #[cfg(test)]
 pub mod testing;
@@ -49,6 +50,7 @@ pub use queue::{
     Moved, NewEvent, QueueFigures, QueueLimits,
 };
 pub use replicas::TakenOver;
+pub use running_keys::{Holder, KeyHolder};
 pub use secrets::Rotation;
 pub use versions::{BeginError, DeleteVersion, NewVersion, PublishKey};
 

@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use super::codec::{get, json, millis, span_millis};
 use super::db::{self, Tx, each};
+use super::running_keys::forget_keys;
 use super::{Error, Store, during};
 use crate::model::{FailureKind, FunctionFailure};
 
@@ -67,6 +68,7 @@ impl Store {
             invocations: abandon_invocations(&mut tx, now).await?,
             builds: abandon_builds(&mut tx).await?,
         };
+        forget_keys(&mut tx).await?;
         tx.commit().await.map_err(during(VERB))?;
         Ok(taken)
     }

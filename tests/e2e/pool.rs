@@ -38,6 +38,11 @@ impl Gate {
         Self { host: server.data().join("data/shim").join(&name), name }
     }
 
+    /// The same on another replica.
+    pub fn on(&self, server: &TestServer) -> Self {
+        Self { host: server.data().join("data/shim").join(&self.name), name: self.name.clone() }
+    }
+
     /// Where functions see it.
     pub fn path(&self) -> String {
         format!("/shim/{}", self.name)

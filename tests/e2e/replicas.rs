@@ -9,6 +9,7 @@ use tonic::Code;
 
 use crate::harness::{Answered, LOGIN, SENT, TestServer, binary, reason, wait_until};
 use crate::inspect::answering;
+use crate::pool::{Gate, until_busy};
 use crate::postgres::{Server, database, sql};
 use crate::publish_request::Publish;
 
@@ -92,6 +93,46 @@ async fn send_among_kills(fleet: &Fleet, replicas: &mut Vec<TestServer>) -> BTre
         .await;
     }
     accepted
+}
+
+#[tokio::test]
+async fn an_idempotency_key_is_one_execution_on_whichever_replicas_its_calls_come() {
+    let Some(fleet) = Fleet::new() else { return };
+    let (one, two) = (fleet.replica().await, fleet.replica().await);
+    let gate = Gate::new(&one);
+    gate.function("demo").on(&one).await;
+    let keyed = |key: &str| {
+        let mut call = one.app("demo").call(LOGIN, r#"{"username":"hold"}"#);
+        call.idempotency_key = key.to_owned();
+        call
+    };
+    let send = |server: &TestServer, key: &str| {
+        let (app, call) = (server.app("demo"), keyed(key));
+        tokio::spawn(async move { app.send(call).await })
+    };
+    let first = send(&one, "k");
+    until_busy(&one.app("demo"), 1).await;
+    let mut hurried = tonic::Request::new(keyed("k"));
+    hurried.set_timeout(Duration::from_millis(500));
+    let refused = two.invocations().invoke(hurried).await.expect_err("it runs elsewhere");
+    assert_eq!(reason(&refused), (Code::ResourceExhausted, "AT_CAPACITY".to_owned()));
+    let second = send(&two, "k");
+    gate.open();
+    let first = first.await.expect("joins").expect("an answer");
+    assert_eq!(first, second.await.expect("joins").expect("an answer"));
+    assert_eq!(one.app("demo").history().await.len(), 1);
+
+    // Whoever holds it dies: the next one runs.
+    gate.close();
+    let dies = send(&one, "other");
+    until_busy(&one.app("demo"), 1).await;
+    gate.on(&two).open();
+    let next = send(&two, "other");
+    one.crash();
+    assert!(dies.await.expect("joins").is_err());
+    let next = next.await.expect("joins").expect("an answer");
+    assert_ne!(next.invocation_id, first.invocation_id);
+    two.stop().await;
 }
 
 #[tokio::test]
