@@ -67,6 +67,8 @@ pub struct Config {
     pub rate_per_app: Option<u32>,
     /// At once, after a pause. Default: as many as in a second.
     pub rate_burst_per_app: Option<u32>,
+    /// Invocations of an app in a day (UTC), over all replicas. Apps may have their own. Default: as many as come.
+    pub quota_per_app: Option<u64>,
     /// Bearer tokens of an OpenID Connect issuer: a table, see below.
     pub oidc: Oidc,
     /// The Node binary (20 or newer). Default: `node` on PATH.
@@ -279,6 +281,7 @@ impl Default for Config {
             trusted_proxies: Vec::new(),
             rate_per_app: None,
             rate_burst_per_app: None,
+            quota_per_app: None,
             node: None,
             npm: None,
             npm_userconfig: None,

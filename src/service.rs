@@ -65,6 +65,7 @@ pub struct Service {
     publisher: Publisher,
     serving: Serving,
     store: Store,
+    rates: Rates,
     stop_dispatch: CancellationToken,
     stop_server: CancellationToken,
     stop_history: CancellationToken,
@@ -105,7 +106,11 @@ impl Service {
         let auth = Auth::open(store.clone(), token.as_deref(), failures, Oidc::of(&config.oidc)?).await?;
         let rates = Rates::new(
             store.clone(),
-            RateDefaults { per_second: config.rate_per_app, burst: config.rate_burst_per_app },
+            RateDefaults {
+                per_second: config.rate_per_app,
+                burst: config.rate_burst_per_app,
+                quota_per_day: config.quota_per_app,
+            },
         );
         let stop_history = CancellationToken::new();
         let (history, history_task) = History::start(store.clone(), config.log_line_bytes_max, stop_history.clone());
@@ -165,16 +170,9 @@ impl Service {
         let drain = Drain::new().await;
         let measures = Measures::new(exposition.clone(), store.clone(), serving.clone(), drain.clone());
         let admin_routes = api::admin::routes(drain.clone(), store.clone(), measures.clone());
-        let sweep = {
-            let (auth, rates) = (auth.clone(), rates.clone());
-            move || {
-                auth.sweep();
-                rates.sweep();
-            }
-        };
         let routes = api::routes(Services {
             auth: auth.clone(),
-            rates,
+            rates: rates.clone(),
             invoker: invoker.clone(),
             publisher: publisher.clone(),
             serving: serving.clone(),
@@ -209,7 +207,10 @@ impl Service {
         };
         let (events, watched) = (Arc::clone(&enqueued), serving.clone());
         let dispatcher = Dispatcher::new(store.clone(), serving.clone(), invoker.clone(), settings, enqueued, figures);
-        let watch = replicas::watch(store.clone(), watched, config.replica_timeout, events, move || auth.forget_all());
+        let watch = replicas::watch(store.clone(), watched, config.replica_timeout, events, {
+            let auth = auth.clone();
+            move || auth.forget_all()
+        });
         let scheme = if tls.is_some() { "https" } else { "http" };
         Ok(Self {
             address,
@@ -224,14 +225,13 @@ impl Service {
             dispatcher: tokio::spawn(dispatcher.run(stop_dispatch.clone())),
             history: history_task,
             maintenance: tokio::spawn(maintain(
-                store,
-                serving,
-                publisher.clone(),
-                blobs.clone(),
+                (store, serving),
+                (publisher.clone(), blobs.clone()),
+                (auth.clone(), rates.clone()),
                 config.clone(),
-                sweep,
                 stop_dispatch.clone(),
             )),
+            rates,
             replicas: tokio::spawn(watch),
             server: tokio::spawn(serve(listener, routes, tls, config.tls.handshake_timeout, stop_server.clone())),
             admin,
@@ -327,6 +327,9 @@ impl Service {
         })
         .await;
         step("close the store", end, async {
+            if let Err(err) = self.rates.tell().await {
+                tracing::warn!(%err, "what was counted for quotas last is lost");
+            }
             if let Err(err) = self.store.sign_off().await {
                 tracing::warn!(%err, "failed to tell the other replicas of the end: they notice it later");
             }

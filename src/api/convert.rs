@@ -415,7 +415,14 @@ pub(super) fn isolation(report: &Report) -> proto::GetIsolationResponse {
     proto::GetIsolationResponse { mode: report.mode.as_str().to_owned(), layers: layers.collect() }
 }
 
-pub(super) fn app(app: App, figures: Figures, queue: QueueFigures, delivery: DeliveryFigures) -> proto::App {
+/// `quota`: how much of it is used today, and how much it is.
+pub(super) fn app(
+    app: App,
+    figures: Figures,
+    queue: QueueFigures,
+    delivery: DeliveryFigures,
+    quota: Option<(u64, u64)>,
+) -> proto::App {
     let counts = figures.counts;
     proto::App {
         app_id: app.id.to_string(),
@@ -446,6 +453,8 @@ pub(super) fn app(app: App, figures: Figures, queue: QueueFigures, delivery: Del
             history_retention: app.history_retention.map(span),
             rate_per_second: app.rate.per_second,
             rate_burst: app.rate.burst,
+            quota_per_day: app.rate.quota_per_day,
         }),
+        quota: quota.map(|(used, limit)| proto::QuotaFigures { used, limit }),
     }
 }

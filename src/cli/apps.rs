@@ -76,6 +76,9 @@ struct Update {
     /// How many of them at once, after a pause; 0: as many as in a second. For operators
     #[arg(long, value_name = "COUNT")]
     rate_burst: Option<u32>,
+    /// Invocations in a day (UTC), over all replicas; 0: as the service is configured. For operators
+    #[arg(long, value_name = "COUNT")]
+    quota_per_day: Option<u64>,
     /// Print one JSON object instead of text
     #[arg(long)]
     json: bool,
@@ -177,9 +180,11 @@ async fn update(args: &Update) -> anyhow::Result<()> {
         history_retention: args.history_retention.map(prost_types::Duration::try_from).transpose()?,
         rate_per_second: args.rate,
         rate_burst: args.rate_burst,
+        quota_per_day: args.quota_per_day,
     };
     if request == (proto::UpdateAppRequest { app_id: args.app.clone(), ..Default::default() }) {
-        let text = "nothing to change: give --description, --history-retention, --rate or --rate-burst";
+        let text =
+            "nothing to change: give --description, --history-retention, --rate, --rate-burst or --quota-per-day";
         return Err(Usage(text.to_owned()).into());
     }
     let answer = client(&args.connection).await?.update_app(args.connection.request(request)?).await;
@@ -207,6 +212,9 @@ fn shown(app: &proto::App, json: bool) -> anyhow::Result<()> {
     }
     if let Some(burst) = settings.rate_burst {
         field("burst", &format!("{burst} at once"))?;
+    }
+    if let Some(quota) = app.quota {
+        field("quota", &format!("{} of {} invocations today", quota.used, quota.limit))?;
     }
     if settings.description.is_empty() { Ok(()) } else { field("description", &settings.description) }
 }

@@ -231,6 +231,7 @@ fn hint(reason: &str) -> Option<&'static str> {
         "VERSION_HAS_NO_SOURCES" => "Publish the whole project once: `chatfn publish DIR --app APP`.",
         "CREDENTIAL_NOT_FOUND" => "`chatfn credentials list APP` lists those that there are.",
         "UNAUTHENTICATED" => "Give a token: --token, CHATFN_TOKEN, or `token` in a profile.",
+        "QUOTA_EXCEEDED" => "Wait for tomorrow; `chatfn apps update --quota-per-day` changes what an app may.",
         "RATE_LIMITED" => "Call less often; `chatfn apps update` changes what an app may.",
         "TOO_MANY_FAILURES" => "Wait, then give the right token.",
         "AT_CAPACITY" | "TOO_MANY_PUBLISHES" | "QUEUE_FULL" | "DRAINING" | "STORE_UNAVAILABLE" => {

@@ -280,8 +280,16 @@ struct App<'a> {
     history_retention: Option<String>,
     rate_per_second: Option<u32>,
     rate_burst: Option<u32>,
+    quota_per_day: Option<u64>,
+    quota: Option<Quota>,
     pool: Pool,
     queue: Queue,
+}
+
+#[derive(Serialize)]
+struct Quota {
+    used: u64,
+    limit: u64,
 }
 
 #[derive(Serialize)]
@@ -320,6 +328,8 @@ pub fn app(app: &proto::App) -> anyhow::Result<String> {
         history_retention: span(settings.history_retention),
         rate_per_second: settings.rate_per_second,
         rate_burst: settings.rate_burst,
+        quota_per_day: settings.quota_per_day,
+        quota: app.quota.map(|quota| Quota { used: quota.used, limit: quota.limit }),
         pool: Pool {
             workers_starting: pool.workers_starting,
             workers_idle: pool.workers_idle,

@@ -28,6 +28,8 @@ pub struct App {
 pub struct AppRate {
     pub per_second: Option<u32>,
     pub burst: Option<u32>,
+    /// Over all replicas; days are of UTC.
+    pub quota_per_day: Option<u64>,
 }
 
 /// When a version was made the active one: a higher one came later, whichever replica did it.
@@ -50,6 +52,7 @@ pub struct AppChange {
     /// As above.
     pub rate_per_second: Option<Option<u32>>,
     pub rate_burst: Option<Option<u32>>,
+    pub quota_per_day: Option<Option<u64>>,
 }
 
 impl Store {
@@ -73,7 +76,8 @@ impl Store {
             "UPDATE apps SET description = COALESCE($2, description),
                  history_retention_ms = CASE WHEN $3 THEN $4 ELSE history_retention_ms END,
                  rate_per_second = CASE WHEN $5 THEN $6 ELSE rate_per_second END,
-                 rate_burst = CASE WHEN $7 THEN $8 ELSE rate_burst END
+                 rate_burst = CASE WHEN $7 THEN $8 ELSE rate_burst END,
+                 quota_per_day = CASE WHEN $9 THEN $10 ELSE quota_per_day END
              WHERE id = $1 RETURNING *",
         )
         .bind(id.as_str())
@@ -83,7 +87,9 @@ impl Store {
         .bind(change.rate_per_second.is_some())
         .bind(change.rate_per_second.flatten().map(i64::from))
         .bind(change.rate_burst.is_some())
-        .bind(change.rate_burst.flatten().map(i64::from));
+        .bind(change.rate_burst.flatten().map(i64::from))
+        .bind(change.quota_per_day.is_some())
+        .bind(change.quota_per_day.flatten().map(signed));
         let rows = query.fetch_all(self.write()).await.map_err(during("update an app"))?;
         rows.first().map(decode).transpose()
     }
@@ -164,19 +170,23 @@ fn decode(row: &Row) -> Result<App, Error> {
         created_at: get_time(row, "created_at")?,
         description: get(row, "description")?,
         history_retention: retention.map(|ms| Duration::from_millis(ms.unsigned_abs())),
-        rate: AppRate { per_second: rate(row, "rate_per_second")?, burst: rate(row, "rate_burst")? },
+        rate: AppRate {
+            per_second: number(row, "rate_per_second")?,
+            burst: number(row, "rate_burst")?,
+            quota_per_day: number(row, "quota_per_day")?,
+        },
     })
 }
 
-fn rate(row: &Row, column: &str) -> Result<Option<u32>, Error> {
-    get::<Option<i64>>(row, column)?.map(u32::try_from).transpose().map_err(|err| corrupt(column, err))
+fn number<N: TryFrom<i64, Error = std::num::TryFromIntError>>(row: &Row, column: &str) -> Result<Option<N>, Error> {
+    get::<Option<i64>>(row, column)?.map(N::try_from).transpose().map_err(|err| corrupt(column, err))
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::history::tests::{line, started};
     use super::super::testing::{app, at, event, ready_version, row_counts, store, trigger};
-    use super::super::{AttemptEnd, Disposition, HistoryItem};
+    use super::super::{AttemptEnd, Day, DayUsage, Disposition, HistoryItem};
     use super::*;
     use crate::model::{Blob, ClientId, Credential, FilesName, Scope};
 
@@ -204,11 +214,12 @@ mod tests {
             description: Some("a shop".to_owned()),
             history_retention: Some(Some(day)),
             rate_per_second: Some(Some(7)),
+            quota_per_day: Some(Some(1000)),
             ..AppChange::default()
         };
         let changed = store.update_app(&app("shop"), change).await.expect("update").expect("exists");
         assert_eq!((changed.description.as_str(), changed.history_retention), ("a shop", Some(day)));
-        assert_eq!(changed.rate, AppRate { per_second: Some(7), burst: None });
+        assert_eq!(changed.rate, AppRate { per_second: Some(7), burst: None, quota_per_day: Some(1000) });
 
         let same = store.update_app(&app("shop"), AppChange::default()).await.expect("update");
         assert_eq!(same.as_ref(), Some(&changed));
@@ -216,11 +227,12 @@ mod tests {
             history_retention: Some(None),
             rate_per_second: Some(None),
             rate_burst: Some(Some(9)),
+            quota_per_day: Some(None),
             ..AppChange::default()
         };
         let reset = store.update_app(&app("shop"), change).await.expect("update").expect("exists");
         assert_eq!((reset.description.as_str(), reset.history_retention), ("a shop", None));
-        assert_eq!(reset.rate, AppRate { per_second: None, burst: Some(9) });
+        assert_eq!(reset.rate, AppRate { burst: Some(9), ..AppRate::default() });
         assert_eq!(store.app(&app("shop")).await.expect("app"), Some(reset));
     }
 
@@ -258,6 +270,8 @@ mod tests {
             };
             let blob = Blob { hash: format!("hash-{id}"), size_bytes: 1, unpacked_bytes: 1, entries: 1 };
             store.begin_blob(&FilesName::layer(&app(id), "layer-1"), &blob, false, at(0)).await.expect("blob");
+            let usage = DayUsage { app: app(id), day: Day(1), invocations: 1 };
+            store.add_usage(vec![usage]).await.expect("usage");
             store.take_key(&app(id), &trigger(), "k").await.expect("key");
             let secret = *blake3::hash(id.as_bytes()).as_bytes();
             store.create_credential(&credential, &secret, 1, false).await.expect("credential");

@@ -25,6 +25,7 @@ mod running_keys;
 mod secrets;
 #[cfg(test)]
 pub mod testing;
+mod usage;
 mod versions;
 
 use std::path::PathBuf;
@@ -52,6 +53,7 @@ pub use queue::{
 pub use replicas::TakenOver;
 pub use running_keys::{Holder, KeyHolder};
 pub use secrets::Rotation;
+pub use usage::{Day, DayUsage};
 pub use versions::{BeginError, DeleteVersion, NewVersion, PublishKey};
 
 /// What can go wrong here. Cheap to clone: one failed transaction may be the answer to many callers.

@@ -134,6 +134,13 @@ impl TestServer {
         Self::on(data, settings).await
     }
 
+    /// Ends the service in order and starts it again on the same data.
+    pub async fn stop_and_restart(self) -> Self {
+        let (data, settings) = (Arc::clone(&self.data), self.settings.clone());
+        self.stop().await;
+        Self::on(data, settings).await
+    }
+
     /// Kills the service with SIGKILL; what it needs to start again.
     pub fn crash(mut self) -> (Arc<TempDir>, Vec<String>) {
         self.process.kill().expect("kill");

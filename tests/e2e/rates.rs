@@ -128,9 +128,16 @@ async fn operators_give_an_app_a_limit_of_its_own_and_apps_do_not() {
     let (_, status) = until_refused(call).await;
     assert_eq!(reason(&status), limited());
 
-    for (rate_per_second, rate_burst) in [(Some(1000), None), (None, Some(1000)), (Some(0), Some(0))] {
-        let request =
-            proto::UpdateAppRequest { app_id: "demo".to_owned(), rate_per_second, rate_burst, ..Default::default() };
+    for (rate_per_second, rate_burst, quota_per_day) in
+        [(Some(1000), None, None), (None, Some(1000), None), (Some(0), Some(0), None), (None, None, Some(0))]
+    {
+        let request = proto::UpdateAppRequest {
+            app_id: "demo".to_owned(),
+            rate_per_second,
+            rate_burst,
+            quota_per_day,
+            ..Default::default()
+        };
         let refused = server.apps().update_app(bearer(request, &manager.secret)).await.expect_err("not by itself");
         assert_eq!(reason(&refused), (Code::PermissionDenied, "PERMISSION_DENIED".to_owned()));
     }
@@ -156,6 +163,45 @@ async fn operators_give_an_app_a_limit_of_its_own_and_apps_do_not() {
     }
     let (good, said) = chatfn(&server, &["apps", "update", "demo"]).await;
     assert!(!good && said.contains("nothing to change"), "{said}");
+    server.stop().await;
+}
+
+/// The app's quota, as GetApp tells: used, and of how much.
+pub async fn quota(server: &TestServer, app: &str) -> Option<(u64, u64)> {
+    let request = proto::GetAppRequest { app_id: app.to_owned() };
+    let app = server.apps().get_app(request).await.expect("an app").into_inner().app.expect("an app");
+    app.quota.map(|quota| (quota.used, quota.limit))
+}
+
+pub fn exceeded() -> (Code, String) {
+    (Code::ResourceExhausted, "QUOTA_EXCEEDED".to_owned())
+}
+
+#[tokio::test]
+async fn an_app_has_no_more_than_its_quota_in_a_day_also_after_a_restart() {
+    let server = TestServer::with(&["quota_per_app=3"]).await;
+    server.deploy_function("demo", LOGIN, "export const handleEvent = () => 1").await;
+    server.deploy_function("other", LOGIN, "export const handleEvent = () => 1").await;
+    let login = async |server: &TestServer, app: &str| invoke(server, app, LOGIN, r#"{"username":"jane"}"#).await;
+    for _ in 0..3 {
+        login(&server, "demo").await.expect("within the quota");
+    }
+    assert_eq!(quota(&server, "demo").await, Some((3, 3)));
+    let status = login(&server, "demo").await.expect_err("beyond it");
+    assert_eq!(reason(&status), exceeded());
+    let wait = status.get_error_details().retry_info().and_then(|info| info.retry_delay).expect("when");
+    assert!(wait > Duration::ZERO && wait <= Duration::from_secs(86_400), "{wait:?}");
+    login(&server, "other").await.expect("another app");
+
+    let server = server.stop_and_restart().await;
+    assert_eq!(reason(&login(&server, "demo").await.expect_err("still beyond it")), exceeded());
+    let request = proto::UpdateAppRequest { app_id: "demo".to_owned(), quota_per_day: Some(5), ..Default::default() };
+    server.apps().update_app(request).await.expect("changed");
+    for _ in 0..2 {
+        login(&server, "demo").await.expect("within its own quota");
+    }
+    assert_eq!(reason(&login(&server, "demo").await.expect_err("beyond it")), exceeded());
+    assert_eq!(quota(&server, "demo").await, Some((5, 5)));
     server.stop().await;
 }
 

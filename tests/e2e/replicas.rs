@@ -12,6 +12,7 @@ use crate::inspect::answering;
 use crate::pool::{Gate, until_busy};
 use crate::postgres::{Server, database, sql};
 use crate::publish_request::Publish;
+use crate::rates::{exceeded, quota};
 
 /// What all replicas of a test have in common.
 struct Fleet {
@@ -132,6 +133,29 @@ async fn an_idempotency_key_is_one_execution_on_whichever_replicas_its_calls_com
     assert!(dies.await.expect("joins").is_err());
     let next = next.await.expect("joins").expect("an answer");
     assert_ne!(next.invocation_id, first.invocation_id);
+    two.stop().await;
+}
+
+#[tokio::test]
+async fn a_quota_is_for_all_replicas_together() {
+    let Some(fleet) = Fleet::new() else { return };
+    let (one, two) = (fleet.replica().await, fleet.replica().await);
+    one.publish(answering("demo", "v1")).await.expect("publishes");
+    let request = proto::UpdateAppRequest { app_id: "demo".to_owned(), quota_per_day: Some(3), ..Default::default() };
+    one.apps().update_app(request).await.expect("changed");
+    for _ in 0..2 {
+        one.app("demo").login("jane").await;
+    }
+    wait_until("the other replica knows of both", async || quota(&two, "demo").await == Some((2, 3))).await;
+    two.app("demo").login("jane").await;
+    for server in [&two, &one] {
+        let told = async || quota(server, "demo").await == Some((3, 3));
+        wait_until("it knows of all three", told).await;
+        let refused = async || server.app("demo").invoke(LOGIN, r#"{"username":"jane"}"#).await.err();
+        wait_until("it refuses a fourth", async || refused().await.is_some_and(|status| reason(&status) == exceeded()))
+            .await;
+    }
+    one.stop().await;
     two.stop().await;
 }
 

@@ -14,7 +14,8 @@ use crate::store::{App, AppChange};
 use super::{Apps, DESCRIPTION_BYTES_MAX, MANAGE, READ, allowed, operator};
 
 /// Of an app's rate and burst.
-const RATE_MAX: u32 = 1_000_000;
+const RATE_MAX: u64 = 1_000_000;
+const QUOTA_MAX: u64 = 1_000_000_000_000;
 const RETENTION_MIN: Duration = Duration::from_secs(60);
 
 impl Apps {
@@ -22,7 +23,8 @@ impl Apps {
         let figures = self.0.serving.figures(&app.id).await;
         let queue = self.0.store.queue_figures(&app.id, SystemTime::now()).await?;
         let delivery = self.0.delivery.of(&app.id);
-        Ok(convert::app(app, figures, queue, delivery))
+        let usage = self.0.rates.usage_of(&app.id, app.rate).await?;
+        Ok(convert::app(app, figures, queue, delivery, usage))
     }
 }
 
@@ -56,7 +58,8 @@ impl AppService for Apps {
         request: Request<proto::UpdateAppRequest>,
     ) -> Result<Response<proto::UpdateAppResponse>, Status> {
         let app = allowed(&request, &request.get_ref().app_id, MANAGE)?;
-        if request.get_ref().rate_per_second.is_some() || request.get_ref().rate_burst.is_some() {
+        let proto::UpdateAppRequest { rate_per_second, rate_burst, quota_per_day, .. } = request.get_ref();
+        if rate_per_second.is_some() || rate_burst.is_some() || quota_per_day.is_some() {
             // An app does not lift its own limits.
             operator(&request)?;
         }
@@ -72,18 +75,15 @@ impl AppService for Apps {
             }
             Some(span) => Some(Some(span)),
         };
-        let rate = |name: &str, value: Option<u32>| match value {
-            Some(value) if value > RATE_MAX => Err(invalid(
-                "INVALID_RATE",
-                format!("{name} is {value}: at most {RATE_MAX}, or 0 for the service's default"),
-            )),
-            value => Ok(value.map(|value| (value > 0).then_some(value))),
+        let change = AppChange {
+            description: request.description,
+            history_retention,
+            rate_per_second: limit("rate_per_second", request.rate_per_second, RATE_MAX)?,
+            rate_burst: limit("rate_burst", request.rate_burst, RATE_MAX)?,
+            quota_per_day: limit("quota_per_day", request.quota_per_day, QUOTA_MAX)?,
         };
-        let rate_per_second = rate("rate_per_second", request.rate_per_second)?;
-        let rate_burst = rate("rate_burst", request.rate_burst)?;
-        let change = AppChange { description: request.description, history_retention, rate_per_second, rate_burst };
         let changed = self.0.store.update_app(&app, change).await?;
-        self.0.rates.forget(&app);
+        self.0.rates.changed(&app);
         let app = match changed {
             Some(app) => app,
             None => self.0.app(&app).await?,
@@ -139,4 +139,18 @@ impl AppService for Apps {
     ) -> Result<Response<proto::RevokeCredentialResponse>, Status> {
         self.0.revoke_credential(request).await.map(Response::new)
     }
+}
+
+/// What an app may have; 0 stands for the service's default.
+fn limit<N: Into<u64> + Copy + PartialEq + From<u8>>(
+    name: &str,
+    value: Option<N>,
+    max: u64,
+) -> Result<Option<Option<N>>, Status> {
+    let Some(value) = value else { return Ok(None) };
+    if value.into() > max {
+        let text = format!("{name} is {}: at most {max}, or 0 for the service's default", value.into());
+        return Err(invalid("INVALID_RATE", text));
+    }
+    Ok(Some((value != N::from(0)).then_some(value)))
 }
