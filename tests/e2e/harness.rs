@@ -105,6 +105,18 @@ impl TestServer {
         Ok(Self { process, address, channel, data, settings, log, expected: Vec::new() })
     }
 
+    /// Another build of the program, as [`TestServer::with`] starts this one.
+    pub async fn of(program: &Path, settings: &[&str]) -> Result<Self, Vec<String>> {
+        let data = Arc::new(tempfile::tempdir().expect("temp dir"));
+        let settings: Vec<_> = settings.iter().map(|setting| (*setting).to_owned()).collect();
+        let ours = command(data.path(), &settings);
+        #[allow(clippy::disallowed_methods, reason = "tests start the service as users do")]
+        let mut theirs = Command::new(program);
+        theirs.args(ours.get_args());
+        theirs.envs(ours.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        Self::reached(theirs, data, settings, async |endpoint| endpoint.connect().await).await
+    }
+
     /// Started in its data directory without `--config`, so with the `chatfn.toml` there, and with these variables.
     pub async fn with_environment(file: &str, variables: &[(&str, &str)], settings: &[&str]) -> Self {
         let data = Arc::new(tempfile::tempdir().expect("temp dir"));
