@@ -53,6 +53,7 @@ mod requests;
 mod reserve;
 mod rest;
 mod rest_sdk;
+mod rolling;
 mod s3;
 mod sdk;
 mod settings;

@@ -7,7 +7,7 @@ use chatfn::proto::{EventState, invoke_response::Outcome};
 use sqlx::{ConnectOptions, Connection, Executor};
 
 use crate::cli::{command, ended};
-use crate::harness::{Answered, LOGIN, SENT, SENT_EVENT, TestApp, TestServer, wait_until};
+use crate::harness::{Answered, SENT, SENT_EVENT, TestApp, TestServer, wait_until};
 use crate::inspect::answering;
 use crate::load::{self, Balancer, Load};
 use crate::postgres::sql;
@@ -73,7 +73,7 @@ async fn does_everything(server: &TestServer, app: &str) {
         &["versions", &app.id][..],
         &["logs", &app.id],
         &["invocations", &app.id],
-        &["events", "dead-letters", &app.id],
+        &["events", "dead-letters", "--app", &app.id],
         &["credentials", "list", &app.id],
     ] {
         ended(command(&server.address, args), "").await.done();
