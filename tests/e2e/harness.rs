@@ -113,6 +113,7 @@ impl TestServer {
         #[allow(clippy::disallowed_methods, reason = "tests start the service as users do")]
         let mut theirs = Command::new(program);
         theirs.args(ours.get_args());
+        theirs.env_remove(crate::upgrade::PREVIOUS);
         theirs.envs(ours.get_envs().filter_map(|(name, value)| Some((name, value?))));
         Self::reached(theirs, data, settings, async |endpoint| endpoint.connect().await).await
     }
@@ -280,7 +281,9 @@ impl Drop for TestServer {
 
 #[allow(clippy::disallowed_methods, reason = "tests start the service as users do")]
 pub fn binary() -> Command {
-    Command::new(env!("CARGO_BIN_EXE_chatfn"))
+    let mut command = Command::new(env!("CARGO_BIN_EXE_chatfn"));
+    command.env_remove(crate::upgrade::PREVIOUS); // For us; the service would warn of it.
+    command
 }
 
 fn command(data: &Path, settings: &[String]) -> Command {

@@ -1,6 +1,7 @@
 //! Many services on one database of PostgreSQL and one artifact store.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use chatfn::proto::{self, EventState, invoke_response::Outcome};
@@ -15,12 +16,17 @@ use crate::publish_request::Publish;
 /// What all replicas of a test have in common.
 pub struct Fleet {
     pub url: String,
-    shared: TempDir,
+    shared: Arc<TempDir>,
 }
 
 impl Fleet {
     pub fn new() -> Option<Self> {
-        Some(Self { url: database()?, shared: TempDir::new().expect("temp dir") })
+        Some(Self { url: database()?, shared: Arc::new(TempDir::new().expect("temp dir")) })
+    }
+
+    /// On another database, with the same artifact store.
+    pub fn at(&self, url: String) -> Self {
+        Self { url, shared: Arc::clone(&self.shared) }
     }
 
     pub fn settings(&self) -> Vec<String> {
@@ -147,7 +153,7 @@ async fn connections_that_end_are_made_anew_and_nothing_acknowledged_is_lost() {
 #[tokio::test]
 async fn a_server_of_postgresql_that_crashes_and_comes_back_costs_nothing_acknowledged() {
     let Some(server) = Server::start() else { return };
-    let fleet = Fleet { url: server.url.clone(), shared: TempDir::new().expect("temp dir") };
+    let fleet = Fleet { url: server.url.clone(), shared: Arc::new(TempDir::new().expect("temp dir")) };
     accepts_and_runs_all_although(&fleet, || server.restart()).await;
 }
 

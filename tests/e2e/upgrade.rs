@@ -14,7 +14,7 @@ use crate::postgres::sql;
 use crate::publish_request::Publish;
 use crate::replicas::Fleet;
 
-const PREVIOUS: &str = "CHATFN_PREVIOUS";
+pub const PREVIOUS: &str = "CHATFN_PREVIOUS";
 
 /// What a migration may do: a table, and columns in all that live. The same words for both engines.
 fn future() -> String {

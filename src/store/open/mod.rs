@@ -1,5 +1,6 @@
 //! Opening the store: a file, or a database of PostgreSQL.
 
+mod copy;
 mod postgres;
 mod schema;
 mod sqlite;
@@ -17,6 +18,7 @@ use super::db::Pool;
 use super::queue::{Backlog, Writer};
 use super::{Error, Inner, QueueLimits, Store};
 
+pub use copy::{Copied, copy, inspect};
 pub use postgres::Postgres;
 pub use schema::Schema;
 

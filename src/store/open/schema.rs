@@ -124,7 +124,7 @@ async fn check_replicas(database: &str, (since, migration): (i64, i64), pool: &P
     }
 }
 
-async fn exists(table: &str, pool: &Pool) -> Result<bool, Error> {
+pub async fn exists(table: &str, pool: &Pool) -> Result<bool, Error> {
     let sql = each(
         "SELECT COUNT(*) FROM sqlite_schema WHERE type = 'table' AND name = $1",
         "SELECT COUNT(*) FROM pg_tables WHERE schemaname = CURRENT_SCHEMA() AND tablename = $1",

@@ -63,12 +63,12 @@ async fn open_readers(path: &Path) -> Result<SqlitePool, Error> {
     pool(READERS_MAX).connect_with(options).await.map_err(during("open the store for reading"))
 }
 
-fn options(path: &Path) -> SqliteConnectOptions {
+pub(super) fn options(path: &Path) -> SqliteConnectOptions {
     SqliteConnectOptions::new().filename(path).foreign_keys(true).busy_timeout(BUSY_TIMEOUT)
 }
 
 /// Connections to a file do not go stale, so none is tested or replaced.
-fn pool(connections: u32) -> SqlitePoolOptions {
+pub(super) fn pool(connections: u32) -> SqlitePoolOptions {
     SqlitePoolOptions::new()
         .max_connections(connections)
         .idle_timeout(None)
@@ -77,7 +77,7 @@ fn pool(connections: u32) -> SqlitePoolOptions {
 }
 
 /// A file that holds tables of some other program's is left alone.
-async fn check_ours(path: &Path, pool: &SqlitePool) -> Result<(), Error> {
+pub(super) async fn check_ours(path: &Path, pool: &SqlitePool) -> Result<(), Error> {
     let tables = "SELECT name FROM sqlite_schema WHERE type = 'table'";
     let tables: Vec<String> = match db::query_scalar(tables).fetch_all(&Pool::Sqlite(pool.clone())).await {
         Ok(tables) => tables,
@@ -89,7 +89,7 @@ async fn check_ours(path: &Path, pool: &SqlitePool) -> Result<(), Error> {
     }
 }
 
-fn not_a_database(path: &Path, err: &sqlx::Error) -> Option<Error> {
+pub(super) fn not_a_database(path: &Path, err: &sqlx::Error) -> Option<Error> {
     let code = err.as_database_error()?.code()?;
     (code == NOT_A_DATABASE).then(|| Error::NotADatabase(path.display().to_string()))
 }
