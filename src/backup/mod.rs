@@ -153,8 +153,9 @@ pub async fn take(
         return Err(Error::NoDatabase(database));
     }
     let parent = check_target(data, into)?;
-    let staged =
-        tempfile::Builder::new().prefix(".chatfn-backup-").tempdir_in(&parent).map_err(at("write into", &parent))?;
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".chatfn-backup-").permissions(Permissions::from_mode(0o700));
+    let staged = builder.tempdir_in(&parent).map_err(at("write into", &parent))?;
     let files = staged.path().join(FILES);
     DirBuilder::new().mode(0o700).create(&files).map_err(at("make", &files))?;
     let mut taking = Taking { source: Artifacts::at(data), files, packed: BTreeMap::new() };
