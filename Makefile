@@ -1,6 +1,6 @@
 # Each target does all of its own set-up on a machine with Rust, Node.js >= 20 with npm, and a C compiler.
 
-.PHONY: demo test test-shim test-postgres test-helm test-isolation test-cgroup-v2 check-aarch64 lint doc bench check-tools
+.PHONY: demo test test-shim test-postgres test-helm test-isolation test-upgrade test-cgroup-v2 check-aarch64 lint doc bench check-tools
 
 ## Publish examples/login into a service of its own, invoke its functions, show what happened.
 demo: check-tools
@@ -34,6 +34,10 @@ test-helm:
 ## Those tests that attack the service as a tenant, in every mode that this machine has; as root, for all of them.
 test-isolation: check-tools
 	cargo test --locked --test isolation
+
+## Services of an older revision (REV, by default the newest tag) beside those of this tree; builds that revision.
+test-upgrade: check-tools
+	scripts/test-upgrade $(REV)
 
 ## What depends on cgroup v2, in a virtual machine that has nothing else; as root it installs what that takes.
 test-cgroup-v2: check-tools

@@ -171,7 +171,11 @@ pub struct Config {
     #[serde(with = "duration")]
     pub artifacts_grace: Duration,
 
-    /// On SIGTERM: how long running invocations and publishes may take to finish. Ten seconds later the service has ended in any case.
+    /// On SIGTERM: for so long everything is still served, while health says NOT_SERVING already: until load balancers have heard it. Then
+    /// clients are told to connect anew, which should lead them elsewhere, and the drain begins.
+    #[serde(with = "duration")]
+    pub drain_delay: Duration,
+    /// On SIGTERM, after `drain_delay`: how long running invocations and publishes may take to finish. Ten seconds later the service has ended in any case.
     #[serde(with = "duration")]
     pub drain_timeout: Duration,
 
@@ -321,6 +325,7 @@ impl Default for Config {
             artifacts: None,
             artifacts_cache_bytes_max: 10 << 30,
             artifacts_grace: Duration::from_secs(24 * 3600),
+            drain_delay: Duration::ZERO,
             drain_timeout: Duration::from_secs(30),
             isolation: Isolation::default(),
             egress: Egress::default(),

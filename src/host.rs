@@ -194,7 +194,10 @@ fn hand_over(data: &Path, account: &Account) -> anyhow::Result<()> {
 }
 
 /// Two services on one directory would take each other's claims and files.
-fn lock(data: &Path) -> anyhow::Result<Flock<File>> {
+///
+/// # Errors
+/// Another one has it.
+pub fn lock(data: &Path) -> anyhow::Result<Flock<File>> {
     let path = data.join("lock");
     let file = File::options().create(true).truncate(false).write(true).open(&path);
     let file = file.with_context(|| format!("open {}", path.display()))?;

@@ -28,6 +28,7 @@
 
 pub mod api;
 pub mod artifacts;
+pub mod backup;
 pub mod cli;
 pub mod config;
 pub mod declarations;

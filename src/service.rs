@@ -1,5 +1,6 @@
 //! A whole service: opens what is durable, starts the tasks, serves, and takes everything down again in order.
 
+mod front;
 mod maintenance;
 mod settings;
 
@@ -13,10 +14,8 @@ use nix::fcntl::Flock;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
 
 use crate::api::{self, Auth, Failures, Measures, MessageLimits, Oidc, RateDefaults, Rates, Services};
 use crate::artifacts::{Artifacts, Blobs, Remote};
@@ -35,8 +34,9 @@ use crate::sandbox::Sandbox;
 use crate::secrets::Keyring;
 use crate::serving::Serving;
 use crate::store::Store;
-use crate::tls::{self, Reloader};
+use crate::tls::Reloader;
 
+use front::Turns;
 use maintenance::{keep_up, maintain};
 pub use settings::database;
 use settings::{
@@ -52,14 +52,13 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(4);
 const SANDBOX_TIMEOUT: Duration = Duration::from_secs(2);
 /// A connection that never ends (a stream that nobody reads, hyper#4170) must not hold us.
 const CONNECTIONS_TIMEOUT: Duration = Duration::from_secs(2);
-/// HTTP/2 keepalive: a client that is half gone is noticed.
-const KEEPALIVE: Duration = Duration::from_secs(30);
 /// A running service.
 pub struct Service {
     address: SocketAddr,
     scheme: &'static str,
     sandbox: Sandbox,
     drain: Drain,
+    drain_delay: Duration,
     drain_timeout: Duration,
     invoker: Invoker,
     publisher: Publisher,
@@ -67,7 +66,7 @@ pub struct Service {
     store: Store,
     rates: Rates,
     stop_dispatch: CancellationToken,
-    stop_server: CancellationToken,
+    turns: Turns,
     stop_history: CancellationToken,
     dispatcher: JoinHandle<()>,
     history: JoinHandle<()>,
@@ -170,7 +169,7 @@ impl Service {
         let drain = Drain::new().await;
         let measures = Measures::new(exposition.clone(), store.clone(), serving.clone(), drain.clone());
         let admin_routes = api::admin::routes(drain.clone(), store.clone(), measures.clone());
-        let routes = api::routes(Services {
+        let services = Services {
             auth: auth.clone(),
             rates: rates.clone(),
             invoker: invoker.clone(),
@@ -190,13 +189,17 @@ impl Service {
                 publish_bytes_max: config.publish_bytes_max,
             },
             log_streams: Arc::new(Semaphore::new(api::LOG_STREAMS_MAX)),
-        });
-        let stop_server = CancellationToken::new();
+            refuses: false,
+        };
+        let refusing = Services { refuses: true, ..services.clone() };
+        let routes = (api::routes(services), api::routes(refusing));
+        let turns = Turns::default();
         let stop_dispatch = CancellationToken::new();
         let admin = match admin {
             Some(listener) => {
                 tracing::info!(address = %listener.local_addr()?, "the admin listener serves, without credentials");
-                Some(tokio::spawn(serve(listener, admin_routes, None, Duration::ZERO, stop_server.clone())))
+                let (listener, stop) = (Arc::new(listener), turns.stop.clone());
+                Some(tokio::spawn(async move { front::generation(&listener, admin_routes, None, stop).await }))
             }
             None => None,
         };
@@ -217,6 +220,7 @@ impl Service {
             scheme,
             sandbox,
             drain,
+            drain_delay: config.drain_delay,
             drain_timeout: config.drain_timeout,
             invoker,
             publisher: publisher.clone(),
@@ -233,11 +237,16 @@ impl Service {
             )),
             rates,
             replicas: tokio::spawn(watch),
-            server: tokio::spawn(serve(listener, routes, tls, config.tls.handshake_timeout, stop_server.clone())),
+            server: tokio::spawn(front::serve(
+                listener,
+                routes,
+                tls.map(|tls| (tls, config.tls.handshake_timeout)),
+                turns.clone(),
+            )),
             admin,
             upkeep: tokio::spawn(keep_up(exposition)),
             stop_dispatch,
-            stop_server,
+            turns,
             stop_history,
             _lock: lock,
         })
@@ -275,20 +284,35 @@ impl Service {
         async move { sandbox.gone().await }
     }
 
-    /// Refuses new work, finishes what runs within the drain timeout, then stops whatever is left within [`STOP_TIMEOUT`].
+    /// Tells balancers that it leaves, and still serves for the drain delay; then refuses new work, finishes what runs within the drain
+    /// timeout, and stops whatever is left within [`STOP_TIMEOUT`].
     ///
     /// On return no child is alive, the history is written and the store is closed – or the time was over, and the log says which
     /// step took it.
     pub async fn shut_down(self) {
-        let drained_by = Instant::now() + self.drain_timeout;
-        tracing::info!(timeout = ?self.drain_timeout, "draining");
-        self.drain.start().await;
+        tracing::info!(delay = ?self.drain_delay, timeout = ?self.drain_timeout, "draining");
+        self.drain.leave().await;
+        // Others claim what is queued; what runs here may finish meanwhile.
         self.stop_dispatch.cancel();
+        tokio::select! {
+            () = sleep(self.drain_delay) => {}
+            () = self.sandbox.gone() => {} // Nothing can be served any more.
+        }
+        let drained_by = Instant::now() + self.drain_timeout;
+        self.drain.start().await;
+        self.turns.hand_over.cancel();
         let mut dispatcher = self.dispatcher;
-        let drained = timeout_at(drained_by, async {
-            let _ = (&mut dispatcher).await; // Its events count as running work.
+        let idle = async || {
+            self.drain.calls_answered().await;
             self.invoker.idle().await;
             self.publisher.idle().await;
+        };
+        let drained = timeout_at(drained_by, async {
+            let _ = (&mut dispatcher).await; // Its events count as running work.
+            idle().await;
+            // Who sent a call before being told to go cannot know better: that call is answered, too.
+            let _ = timeout(CONNECTIONS_TIMEOUT, self.turns.handed_over.cancelled()).await;
+            idle().await;
         });
         if drained.await.is_err() {
             tracing::warn!("the drain timeout is over: stopping what still runs");
@@ -305,7 +329,7 @@ impl Service {
             }
         })
         .await;
-        self.stop_server.cancel();
+        self.turns.stop.cancel();
         let connections_end = Instant::now() + CONNECTIONS_TIMEOUT;
         for mut server in [self.server].into_iter().chain(self.admin) {
             if timeout_at(connections_end, &mut server).await.is_err() {
@@ -344,31 +368,6 @@ impl Service {
 async fn step(name: &str, deadline: Instant, work: impl Future<Output = ()>) {
     if timeout_at(deadline, work).await.is_err() {
         tracing::error!(step = name, "a step of the shutdown did not end in time");
-    }
-}
-
-async fn serve(
-    listener: TcpListener,
-    routes: tonic::service::Routes,
-    tls: Option<Reloader>,
-    handshake_timeout: Duration,
-    stop: CancellationToken,
-) -> Result<(), tonic::transport::Error> {
-    let router = Server::builder()
-        .accept_http1(true)
-        .http2_keepalive_interval(Some(KEEPALIVE))
-        .http2_keepalive_timeout(Some(KEEPALIVE))
-        .http2_max_pending_accept_reset_streams(Some(64))
-        .add_routes(routes);
-    let Some(reloader) = tls else {
-        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-        return router.serve_with_incoming_shutdown(incoming, stop.cancelled_owned()).await;
-    };
-    let incoming = tls::incoming(listener, reloader.configs(), handshake_timeout);
-    let served = router.serve_with_incoming_shutdown(incoming, stop.cancelled_owned());
-    tokio::select! {
-        served = served => served,
-        () = reloader.run() => unreachable!("it runs until it is dropped"),
     }
 }
 

@@ -13,7 +13,7 @@ const LAYERS: [&[&str]; 16] = [
     &["worker", "telemetry", "drain", "tls", "secrets"],
     &["pool", "store"],
     &["artifacts"],
-    &["history"],
+    &["history", "backup"],
     &["serving"],
     &["trial", "replicas"],
     &["invoke", "publish"],

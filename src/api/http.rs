@@ -20,7 +20,7 @@ pub(super) fn router(drain: Drain, store: Store) -> Router {
 }
 
 async fn ready(State((drain, store)): State<(Drain, Store)>) -> (StatusCode, &'static str) {
-    if drain.is_draining() {
+    if drain.is_leaving() {
         return (StatusCode::SERVICE_UNAVAILABLE, "not ready\n");
     }
     match timeout(STORE_PATIENCE, store.ping()).await {

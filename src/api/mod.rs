@@ -42,6 +42,7 @@ const HISTORY_BYTES_MAX: usize = 256 << 20;
 pub const LOG_STREAMS_MAX: usize = 256;
 
 /// All that the API serves from.
+#[derive(Clone)]
 pub struct Services {
     pub auth: Auth,
     pub invoker: Invoker,
@@ -59,6 +60,8 @@ pub struct Services {
     pub rates: Rates,
     /// A permit for each client that reads logs by HTTP.
     pub log_streams: Arc<Semaphore>,
+    /// New work is refused, as the service drains: for connections that were made since.
+    pub refuses: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -103,9 +106,10 @@ pub fn routes(services: Services) -> Routes {
         .add_service(reflection_v1alpha);
     let guarded = guarded.prepare().into_axum_router().layer(axum::middleware::map_response(status::explain_too_large));
     let guarded = auth::guard(guarded, auth.clone());
+    let following = requests::Following { drain: drain.clone(), awaited: !services.refuses };
     let open = Routes::new(drain.health_service()).prepare().into_axum_router();
     let http =
         http::router(drain, services.store.clone()).merge(measures::router(auth.clone(), services.measures.clone()));
     let http = http.merge(auth::oauth(auth)).merge(rest::router(services));
-    Routes::from(requests::follow(http.merge(open.reset_fallback()).merge(guarded)))
+    Routes::from(requests::follow(following, http.merge(open.reset_fallback()).merge(guarded)))
 }

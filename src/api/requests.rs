@@ -1,23 +1,24 @@
 //! What every call has: an id that the caller and the log know it by, a line about its end, and its place in the metrics.
 //!
 //! The id comes in `x-request-id` if that is a usable one, else it is made, and it goes back in the header of that name (of gRPC: the
-//! initial metadata). It stands on every line that is logged on the call's behalf.
+//! initial metadata). It stands on every line that is logged on the call's behalf. And a service that drains waits for those under way.
 
 use std::collections::HashSet;
 use std::sync::LazyLock;
 use std::time::Instant;
 
 use axum::Router;
-use axum::extract::{MatchedPath, Request};
-use axum::http::header::CONTENT_TYPE;
-use axum::http::{HeaderMap, HeaderValue, Method};
-use axum::middleware::{Next, from_fn};
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::header::{CONNECTION, CONTENT_TYPE};
+use axum::http::{HeaderMap, HeaderValue, Method, Version};
+use axum::middleware::{Next, from_fn_with_state};
 use axum::response::Response;
 use prost::Message;
 use prost_types::FileDescriptorSet;
 use tracing::Instrument;
 use uuid::Uuid;
 
+use crate::drain::Drain;
 use crate::metrics::{OTHER, series};
 use crate::proto;
 
@@ -37,11 +38,20 @@ static METHODS: LazyLock<HashSet<String>> = LazyLock::new(|| {
     of_file.collect()
 });
 
-pub(super) fn follow(router: Router) -> Router {
-    router.layer(from_fn(answer))
+#[derive(Clone)]
+pub(super) struct Following {
+    pub drain: Drain,
+    /// The service does not end before these calls are answered.
+    pub awaited: bool,
 }
 
-async fn answer(request: Request, next: Next) -> Response {
+pub(super) fn follow(following: Following, router: Router) -> Router {
+    router.layer(from_fn_with_state(following, answer))
+}
+
+async fn answer(State(following): State<Following>, request: Request, next: Next) -> Response {
+    let _awaited = following.awaited.then(|| following.drain.call());
+    let keeps_connection = request.version() < Version::HTTP_2;
     let id = request_id(request.headers());
     let method = label(&request);
     let span = tracing::info_span!("request", request_id = %id);
@@ -52,6 +62,10 @@ async fn answer(request: Request, next: Next) -> Response {
     span.in_scope(|| tracing::debug!(method, code, ?took, "a call was answered"));
     if let Ok(value) = HeaderValue::from_str(&id) {
         response.headers_mut().insert(REQUEST_ID, value);
+    }
+    if keeps_connection && following.drain.is_leaving() {
+        // A keep-alive connection that is closed between two requests may cost its client the second. HTTP/2 has GOAWAY.
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     response
 }

@@ -144,6 +144,7 @@ impl From<store::Error> for Status {
             store::Error::File { .. }
             | store::Error::NotADatabase(_)
             | store::Error::Newer { .. }
+            | store::Error::OldReplicas { .. }
             | store::Error::Migration { .. }
             | store::Error::Corrupt(_) => internal(&err),
         }

@@ -294,7 +294,7 @@ impl Blobs {
 
 impl Artifacts {
     /// Whether these files are here, complete.
-    pub(super) fn has(&self, name: &FilesName) -> bool {
+    pub fn has(&self, name: &FilesName) -> bool {
         let proof = match name.kind {
             FilesKind::Artifact => "manifest.json",
             FilesKind::Layer => "layer.json",
@@ -302,7 +302,11 @@ impl Artifacts {
         self.directory(name).join(proof).is_file()
     }
 
-    fn pack(&self, name: &FilesName, into: &std::path::Path) -> Result<Blob, BlobsError> {
+    /// Packs these files into an empty file. Blocking.
+    ///
+    /// # Errors
+    /// They are not there, or cannot be read or written.
+    pub fn pack(&self, name: &FilesName, into: &std::path::Path) -> Result<Blob, BlobsError> {
         let left_out: &[&str] = match name.kind {
             FilesKind::Artifact => &[LAYER_LINK],
             FilesKind::Layer => &[],
@@ -310,8 +314,11 @@ impl Artifacts {
         pack::pack(&self.directory(name), left_out, into).map_err(|err| Arc::new(err).into())
     }
 
-    /// Gives fetched files their place.
-    fn lay_out(&self, name: &FilesName, packed: &std::path::Path, blob: &Blob) -> Result<(), BlobsError> {
+    /// Gives fetched files their place. Blocking. The hash of what was fetched has been compared.
+    ///
+    /// # Errors
+    /// They are not what the blob says, or cannot be written.
+    pub fn lay_out(&self, name: &FilesName, packed: &std::path::Path, blob: &Blob) -> Result<(), BlobsError> {
         let damaged = |problem: String| BlobsError::Damaged { name: name.clone(), problem };
         let staged = self.stage("unpacked-").map_err(Arc::new)?;
         unpack::unpack(packed, staged.path(), blob).map_err(|err| match err.kind() {

@@ -101,6 +101,11 @@ impl Artifacts {
         Ok(artifacts)
     }
 
+    /// For a look at what is there, beside a service that may be running.
+    pub fn at(data_directory: &Path) -> Self {
+        Self { root: data_directory.to_owned(), index: Arc::default() }
+    }
+
     pub fn tmp(&self) -> PathBuf {
         self.root.join("tmp")
     }

@@ -109,7 +109,7 @@ async fn emptied(store: &Store) -> anyhow::Result<bool> {
 }
 
 /// Files that we made beside it would be closed to a service of another user.
-fn check_owner(database: &Path) -> anyhow::Result<()> {
+pub(super) fn check_owner(database: &Path) -> anyhow::Result<()> {
     let owner = std::fs::metadata(database).with_context(|| format!("read {}", database.display()))?.uid();
     if owner != nix::unistd::geteuid().as_raw() {
         bail!("{} is user {owner}'s: run this as that user", database.display());

@@ -2,11 +2,13 @@
 
 use std::process::ExitCode;
 
+use serde_json::json;
+
 use super::client::block_on;
 use super::configured::Configured;
 use super::output::say;
 use crate::service;
-use crate::store::{QueueLimits, Store};
+use crate::store::{QueueLimits, Schema, Store};
 
 /// Migrations only ever add, so that services of the version before go on beside it. `chatfn serve` does the same when it starts.
 #[derive(Debug, clap::Args)]
@@ -19,19 +21,22 @@ pub struct Args {
 }
 
 /// # Errors
-/// The configuration is wrong, or the database cannot be reached, is not ours, or was written by a newer chatfn.
+/// The configuration is wrong, or the database cannot be reached, is not ours, or a newer chatfn took away what this one needs.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let config = args.service.load()?;
     let database = service::database(&config, &config.data_dir)?;
     let name = database.to_string();
     block_on(async {
         let store = Store::open(database, QueueLimits::default()).await?;
-        let migration = store.migration().await;
+        let Schema { known, newer } = store.schema();
         store.close().await;
-        let migration = migration?;
-        say(&match args.json {
-            true => serde_json::json!({ "database": name, "migration": migration }).to_string(),
-            false => format!("{name} is up to date: migration {migration}"),
+        say(&match (args.json, newer) {
+            (true, _) => json!({ "database": name, "migration": newer.unwrap_or(known), "known": known }).to_string(),
+            (false, None) => format!("{name} is up to date: migration {known}"),
+            (false, Some(newer)) => format!(
+                "{name} was brought up to migration {newer} by a newer chatfn; this one knows migrations up to {known}, has all of \
+                 them there, and runs on it. Nothing was undone"
+            ),
         })?;
         Ok(ExitCode::SUCCESS)
     })

@@ -4,6 +4,7 @@
 
 mod activate;
 mod apps;
+mod backup;
 mod bench;
 mod client;
 mod completions;
@@ -30,6 +31,7 @@ mod progress;
 mod project;
 mod publish;
 mod replay;
+mod restore;
 mod rollback;
 mod run;
 mod serve;
@@ -98,6 +100,10 @@ enum Command {
     Keys(keys::Args),
     /// Bring the database up to date, before services of a new version start.
     Migrate(migrate::Args),
+    /// Back a service on SQLite up while it runs: its database and what its versions run from.
+    Backup(backup::Args),
+    /// Restore a backup into an empty data directory.
+    Restore(restore::Args),
     /// Load a running service at a fixed rate and print latencies.
     Bench(bench::Args),
     /// Print a completion script: `source <(chatfn completions bash)`
@@ -141,6 +147,8 @@ impl Command {
             Self::Credentials(args) => credentials::run(args),
             Self::Keys(args) => keys::run(args),
             Self::Migrate(args) => migrate::run(args),
+            Self::Backup(args) => backup::run(args),
+            Self::Restore(args) => restore::run(args),
             Self::Bench(args) => bench::run(args).map(done),
             Self::Completions(args) => completions::run(args),
             Self::SandboxBroker => crate::sandbox::serve_broker().map(done).map_err(anyhow::Error::from),

@@ -68,7 +68,7 @@ impl Config {
     }
 
     /// With the least each may be.
-    fn spans(&self) -> [(&'static str, Duration, Duration); 14] {
+    fn spans(&self) -> [(&'static str, Duration, Duration); 15] {
         [
             ("idempotency_window", self.idempotency_window, Duration::ZERO),
             ("database_timeout", self.database_timeout, MOMENT),
@@ -81,6 +81,7 @@ impl Config {
             ("history_retention", self.history_retention, MOMENT),
             ("install_timeout", self.install_timeout, MOMENT),
             ("typecheck_timeout", self.typecheck_timeout, MOMENT),
+            ("drain_delay", self.drain_delay, Duration::ZERO),
             ("drain_timeout", self.drain_timeout, MOMENT),
             ("artifacts_grace", self.artifacts_grace, MOMENT),
             ("tls.handshake_timeout", self.tls.handshake_timeout, MOMENT),
@@ -172,6 +173,7 @@ mod tests {
             ("history_retention", ["1ms", "3650days"], ["0s", "18446744073709551615s"]),
             ("install_timeout", ["1ms", "3650days"], ["0s", "18446744073709551615s"]),
             ("typecheck_timeout", ["1ms", "3650days"], ["0s", "18446744073709551615s"]),
+            ("drain_delay", ["0s", "3650days"], ["-1s", "18446744073709551615s"]),
             ("drain_timeout", ["1ms", "3650days"], ["0s", "18446744073709551615s"]),
             ("tls.handshake_timeout", ["1ms", "3650days"], ["0s", "18446744073709551615s"]),
         ];

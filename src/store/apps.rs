@@ -55,16 +55,23 @@ pub struct AppChange {
     pub quota_per_day: Option<Option<u64>>,
 }
 
+/// What is read of a row, by name: with `*` a statement that PostgreSQL has prepared fails once a migration adds a column.
+macro_rules! columns {
+    () => {
+        "id, active_version, created_at, description, history_retention_ms, rate_per_second, rate_burst, quota_per_day"
+    };
+}
+
 impl Store {
     pub async fn app(&self, id: &AppId) -> Result<Option<App>, Error> {
-        let query = db::query("SELECT * FROM apps WHERE id = $1").bind(id.as_str());
+        let query = db::query(concat!("SELECT ", columns!(), " FROM apps WHERE id = $1")).bind(id.as_str());
         let row = query.fetch_optional(self.read()).await.map_err(during("read an app"))?;
         row.as_ref().map(decode).transpose()
     }
 
     /// In the order of their ids.
     pub async fn list_apps(&self, after: Option<&AppId>, limit: u32) -> Result<Vec<App>, Error> {
-        let query = db::query("SELECT * FROM apps WHERE id > $1 ORDER BY id LIMIT $2")
+        let query = db::query(concat!("SELECT ", columns!(), " FROM apps WHERE id > $1 ORDER BY id LIMIT $2"))
             .bind(after.map_or("", AppId::as_str)) // No id is empty.
             .bind(i64::from(limit));
         query.fetch_all(self.read()).await.map_err(during("list apps"))?.iter().map(decode).collect()
@@ -72,14 +79,15 @@ impl Store {
 
     /// The app after the change; `None` where it does not exist.
     pub async fn update_app(&self, id: &AppId, change: AppChange) -> Result<Option<App>, Error> {
-        let query = db::query(
+        let query = db::query(concat!(
             "UPDATE apps SET description = COALESCE($2, description),
                  history_retention_ms = CASE WHEN $3 THEN $4 ELSE history_retention_ms END,
                  rate_per_second = CASE WHEN $5 THEN $6 ELSE rate_per_second END,
                  rate_burst = CASE WHEN $7 THEN $8 ELSE rate_burst END,
                  quota_per_day = CASE WHEN $9 THEN $10 ELSE quota_per_day END
-             WHERE id = $1 RETURNING *",
-        )
+             WHERE id = $1 RETURNING ",
+            columns!()
+        ))
         .bind(id.as_str())
         .bind(change.description)
         .bind(change.history_retention.is_some())

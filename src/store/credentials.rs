@@ -23,6 +23,13 @@ pub enum CreateCredential {
     UnknownApp,
 }
 
+/// What is read of a row, by name: with `*` a statement that PostgreSQL has prepared fails once a migration adds a column.
+macro_rules! columns {
+    () => {
+        "seq, client_id, app_id, scopes, secret_sha256, description, created_at"
+    };
+}
+
 impl Store {
     /// Keeps a credential; with `make_app` its app begins to exist if it did not.
     pub async fn create_credential(
@@ -72,9 +79,11 @@ impl Store {
         after: Option<i64>,
         limit: u32,
     ) -> Result<Vec<(i64, Credential)>, Error> {
-        let query = db::query(
-            "SELECT * FROM credentials WHERE app_id IS NOT DISTINCT FROM $1 AND seq > $2 ORDER BY seq LIMIT $3",
-        )
+        let query = db::query(concat!(
+            "SELECT ",
+            columns!(),
+            " FROM credentials WHERE app_id IS NOT DISTINCT FROM $1 AND seq > $2 ORDER BY seq LIMIT $3"
+        ))
         .bind(app.map(AppId::as_str))
         .bind(after.unwrap_or(0))
         .bind(i64::from(limit));
@@ -84,14 +93,16 @@ impl Store {
 
     /// With its secret's hash.
     pub async fn credential(&self, id: ClientId) -> Result<Option<(Credential, Secret256)>, Error> {
-        let query = db::query("SELECT * FROM credentials WHERE client_id = $1").bind(id.to_string());
+        let query =
+            db::query(concat!("SELECT ", columns!(), " FROM credentials WHERE client_id = $1")).bind(id.to_string());
         let row = query.fetch_optional(self.read()).await.map_err(during("read a credential"))?;
         row.as_ref().map(decode_with_hash).transpose()
     }
 
     /// The one with this secret's hash.
     pub async fn credential_by_secret(&self, sha256: &Secret256) -> Result<Option<(Credential, Secret256)>, Error> {
-        let query = db::query("SELECT * FROM credentials WHERE secret_sha256 = $1").bind(sha256.as_slice());
+        let query = db::query(concat!("SELECT ", columns!(), " FROM credentials WHERE secret_sha256 = $1"))
+            .bind(sha256.as_slice());
         let row = query.fetch_optional(self.read()).await.map_err(during("read a credential"))?;
         row.as_ref().map(decode_with_hash).transpose()
     }

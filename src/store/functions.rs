@@ -35,12 +35,12 @@ pub struct FunctionVersionRecord {
     pub created_at: SystemTime,
 }
 
-const FUNCTIONS: &str = "SELECT f.*, fv.id AS version_id, fv.number, fv.created_at AS published_at, a.active_version
+const FUNCTIONS: &str = "SELECT f.id, f.trigger_type, f.name, f.description, fv.id AS version_id, fv.number, fv.created_at AS published_at, a.active_version
     FROM functions f JOIN apps a ON a.id = f.app_id
     LEFT JOIN function_bindings b ON b.app_id = f.app_id AND b.app_version = a.active_version AND b.function_id = f.id
     LEFT JOIN function_versions fv ON fv.id = b.function_version_id WHERE f.app_id = ";
 
-const VERSIONS: &str = "SELECT fv.*, f.trigger_type, (
+const VERSIONS: &str = "SELECT fv.id, fv.function_id, fv.number, fv.created_at, f.trigger_type, (
         SELECT MAX(b.app_version) FROM function_bindings b WHERE b.function_version_id = fv.id) AS app_version
     FROM function_versions fv JOIN functions f ON f.id = fv.function_id WHERE ";
 

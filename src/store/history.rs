@@ -5,7 +5,8 @@ use std::time::{Duration, SystemTime};
 use super::codec::{millis, signed, span_millis};
 use super::db::{self, Builder, Query, Value};
 use super::invocation_row::{
-    decode_invocation, decode_log, insert_log, insert_started, level_code, status_code, upsert_finished,
+    decode_invocation, decode_log, insert_log, insert_started, invocation_columns, level_code, log_columns,
+    status_code, upsert_finished,
 };
 use super::{Error, Store, during};
 use crate::model::{
@@ -83,7 +84,8 @@ impl Store {
     }
 
     pub async fn invocation(&self, app: &AppId, id: InvocationId) -> Result<Option<Invocation>, Error> {
-        let query = db::query("SELECT * FROM invocations WHERE id = $1 AND app_id = $2");
+        let query =
+            db::query(concat!("SELECT ", invocation_columns!(), " FROM invocations WHERE id = $1 AND app_id = $2"));
         let query = query.bind(id.to_string()).bind(app.as_str());
         let row = query.fetch_optional(self.read()).await.map_err(during("read an invocation"))?;
         row.as_ref().map(decode_invocation).transpose()
@@ -91,7 +93,8 @@ impl Store {
 
     /// In the order they were written. Look the invocation up first: this does not ask whose it is.
     pub async fn invocation_logs(&self, id: InvocationId) -> Result<Vec<LogLine>, Error> {
-        let query = db::query("SELECT * FROM logs WHERE invocation_id = $1 ORDER BY seq").bind(id.to_string());
+        let query = db::query(concat!("SELECT ", log_columns!(), " FROM logs WHERE invocation_id = $1 ORDER BY seq"))
+            .bind(id.to_string());
         let rows = query.fetch_all(self.read()).await.map_err(during("read an invocation's logs"))?;
         rows.iter().map(decode_log).collect()
     }
@@ -116,7 +119,7 @@ impl Store {
             *n == 0 || left.is_some()
         };
         let count = sizes.iter().take(limit as usize).enumerate().take_while(fits).count();
-        let rows = filter.select("*", app, before).newest("id", count as u32);
+        let rows = filter.select(invocation_columns!(), app, before).newest("id", count as u32);
         let rows = rows.fetch_all(&mut tx).await.map_err(during(verb))?;
         let invocations = rows.iter().map(decode_invocation).collect::<Result<_, _>>()?;
         Ok((invocations, count < sizes.len()))
@@ -124,7 +127,7 @@ impl Store {
 
     /// The newest `last` lines, oldest first.
     pub async fn logs(&self, app: &AppId, filter: LogFilter, last: u32) -> Result<Vec<LogLine>, Error> {
-        let mut sql = Select::of("*", "logs", app);
+        let mut sql = Select::of(log_columns!(), "logs", app);
         sql.and("trigger_type = ", filter.trigger_type.map(|t| t.to_string()));
         sql.and("invocation_id = ", filter.invocation.map(|id| id.to_string()));
         sql.and("level >= ", filter.min_level.map(level_code));

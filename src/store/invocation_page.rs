@@ -3,7 +3,7 @@
 use super::codec::{get, get_unsigned, signed};
 use super::db::{self, Builder};
 use super::history::JSON_BYTES;
-use super::invocation_row::decode_invocation;
+use super::invocation_row::{decode_invocation, invocation_columns};
 use super::{Error, Store, during};
 use crate::model::{AppId, Invocation, TriggerType};
 
@@ -63,7 +63,9 @@ impl Store {
             let bare = left.is_none() && !page.is_empty();
             bytes_left = left.unwrap_or(0);
             let mut sql = Builder::new("SELECT ");
-            sql.push(if bare { BARE } else { "*" }).push(" FROM invocations WHERE rowid = ").push_bind(seq);
+            sql.push(if bare { BARE } else { invocation_columns!() })
+                .push(" FROM invocations WHERE rowid = ")
+                .push_bind(seq);
             let row = sql.build().fetch_one(&mut tx).await.map_err(during(VERB))?;
             let status = u8::try_from(get::<i64>(&row, "status")?).unwrap_or_default();
             page.push(PagedInvocation { seq: seq.unsigned_abs(), invocation: decode_invocation(&row)?, bare, status });

@@ -11,6 +11,22 @@ use crate::model::{
     TriggerType,
 };
 
+/// What is read of a row, by name: with `*` a statement that PostgreSQL has prepared fails once a migration adds a column.
+macro_rules! invocation_columns {
+    () => {
+        "id, app_id, trigger_type, version, attempt, event_id, event_json, status, result_json, denied_reason, denied_code,
+         denied_json, error_json, created_at, finished_at, cold_start, queue_us, init_us, run_us, cpu_us, peak_memory_bytes"
+    };
+}
+pub(super) use invocation_columns;
+
+macro_rules! log_columns {
+    () => {
+        "seq, app_id, version, trigger_type, invocation_id, at, level, source, text"
+    };
+}
+pub(super) use log_columns;
+
 /// The app may have been deleted while its function ran: then there is nothing to record.
 macro_rules! insert_invocation {
     () => {

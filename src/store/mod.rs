@@ -45,7 +45,7 @@ pub use figures::{Connections, QueueTotals};
 pub use functions::{FunctionRecord, FunctionVersionRecord, Sources};
 pub use history::{HistoryItem, InvocationFilter, LogFilter, LogPosition};
 pub use invocation_page::{COUNTED_MAX, PagedInvocation};
-pub use open::{Database, Postgres};
+pub use open::{Copied, Database, Postgres, Schema, copy, inspect};
 pub use queue::{
     AttemptEnd, AttemptRecord, ClaimId, ClaimedEvent, DeadReason, Disposition, Due, Enqueued, EventRecord, Letters,
     Moved, NewEvent, QueueFigures, QueueLimits,
@@ -68,10 +68,15 @@ pub enum Error {
     #[error("{0} is not a chatfn database: move it away, or let the store use another one")]
     NotADatabase(String),
     #[error(
-        "{database} was written by a newer chatfn (migration {migration} is unknown to this one): \
-         run that chatfn, or restore the backup made before the upgrade"
+        "{database} was written by a newer chatfn: migration {migration} took away what this one, which knows migrations up to {known}, \
+         needs: run that chatfn, or restore the backup made before the upgrade"
     )]
-    Newer { database: String, migration: i64 },
+    Newer { database: String, migration: i64, known: i64 },
+    #[error(
+        "{database}: migration {migration} takes away what {alive} running replica(s) of an older chatfn need (they do not know \
+         migration {since}): end them first, or upgrade them to a version in between"
+    )]
+    OldReplicas { database: String, migration: i64, since: i64, alive: i64 },
     #[error("bring {database} up to date: {problem}")]
     Migration { database: String, problem: String },
     /// A row that does not decode: the file was changed by something else.
@@ -102,6 +107,7 @@ struct Inner {
     write: Pool,
     /// Of PostgreSQL the same as `write`.
     read: Pool,
+    schema: open::Schema,
     queue: queue::Writer,
     /// A claim that failed, but may have been made.
     doubtful_claim: Mutex<Option<queue::ClaimId>>,
@@ -138,13 +144,9 @@ impl Store {
         self.inner.queue.recount(self.read()).await
     }
 
-    /// The last migration that the database has seen.
-    ///
-    /// # Errors
-    /// The store cannot be read.
-    pub async fn migration(&self) -> Result<i64, Error> {
-        let last = db::query_scalar("SELECT MAX(version) FROM _sqlx_migrations").fetch_one(self.read()).await;
-        last.map_err(during("read the schema's version"))
+    /// What was known of the database's schema when it was opened.
+    pub fn schema(&self) -> Schema {
+        self.inner.schema
     }
 
     /// Gives up to a thousand free pages back to the file system: call it now and then after a purge.

@@ -40,11 +40,13 @@ impl Store {
             return Ok(true);
         }
         let register = each(
-            "INSERT INTO replicas (started_at, seen_at) VALUES ($1, $1) RETURNING id",
-            "INSERT INTO replicas (started_at, seen_at)
-             VALUES ($1, CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT)) RETURNING id",
+            "INSERT INTO replicas (started_at, seen_at, migration) VALUES ($1, $1, $2) RETURNING id",
+            "INSERT INTO replicas (started_at, seen_at, migration)
+             VALUES ($1, CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT), $2) RETURNING id",
         );
-        let rows = db::query(register).bind(millis(now)).fetch_all(self.write()).await.map_err(during(VERB))?;
+        let known = self.inner.schema.known;
+        let rows =
+            db::query(register).bind(millis(now)).bind(known).fetch_all(self.write()).await.map_err(during(VERB))?;
         let row = rows.first().ok_or(Error::Closed)?;
         self.inner.replica.store(get(row, "id")?, Ordering::Release);
         Ok(false)

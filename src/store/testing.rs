@@ -88,6 +88,17 @@ pub async fn sqlite_store() -> (TempDir, Store) {
     (dir, store)
 }
 
+/// For what is compared with a file, whatever this run of the tests is for. `None`, said: there is no server.
+pub async fn postgres_store() -> Option<Store> {
+    let Ok(server) = std::env::var(SERVER) else {
+        println!("skipped, because {SERVER} is not set: run it with scripts/with-postgres, as make test does");
+        return None;
+    };
+    let url = create_database(&server).await;
+    let database = Database::Postgres(Box::new(Postgres::new(&url, 4, Duration::from_secs(10)).expect("a URL")));
+    Some(Store::open(database, QueueLimits::default()).await.expect("open"))
+}
+
 pub fn app(id: &str) -> AppId {
     id.parse().expect("app id")
 }

@@ -55,6 +55,14 @@ pub enum DeleteVersion {
     NeededByEvents(u64),
 }
 
+/// What is read of a row, by name: with `*` a statement that PostgreSQL has prepared fails once a migration adds a column.
+macro_rules! columns {
+    () => {
+        "app_id, number, state, digest, functions_json, dependencies_json, environment_names_json, limits_json, node_version,
+         layer, layer_size_bytes, size_bytes, has_initialization_script, created_at, failure, publish_digest"
+    };
+}
+
 impl Store {
     /// Numbers a version and keeps it as BUILDING; the app begins to exist if it did not.
     ///
@@ -140,7 +148,7 @@ impl Store {
     }
 
     pub async fn version(&self, app: &AppId, number: VersionNumber) -> Result<Option<Version>, Error> {
-        let query = db::query("SELECT * FROM versions WHERE app_id = $1 AND number = $2");
+        let query = db::query(concat!("SELECT ", columns!(), " FROM versions WHERE app_id = $1 AND number = $2"));
         let query = query.bind(app.as_str()).bind(signed(number.0));
         let row = query.fetch_optional(self.read()).await.map_err(during("read a version"))?;
         row.as_ref().map(decode).transpose()
@@ -160,7 +168,11 @@ impl Store {
         before: Option<VersionNumber>,
         limit: u32,
     ) -> Result<Vec<Version>, Error> {
-        let sql = "SELECT * FROM versions WHERE app_id = $1 AND number < $2 ORDER BY number DESC LIMIT $3";
+        let sql = concat!(
+            "SELECT ",
+            columns!(),
+            " FROM versions WHERE app_id = $1 AND number < $2 ORDER BY number DESC LIMIT $3"
+        );
         let before = before.map_or(i64::MAX, |number| signed(number.0));
         let query = db::query(sql).bind(app.as_str()).bind(before).bind(i64::from(limit));
         query.fetch_all(self.read()).await.map_err(during("list versions"))?.iter().map(decode).collect()
@@ -177,9 +189,9 @@ impl Store {
         let count = db::query("SELECT COUNT(*) AS total FROM versions WHERE app_id = $1").bind(app.as_str());
         let total = count.fetch_one(self.read()).await.map_err(during(VERB))?;
         let sql = if newest_first {
-            "SELECT * FROM versions WHERE app_id = $1 ORDER BY number DESC LIMIT $2 OFFSET $3"
+            concat!("SELECT ", columns!(), " FROM versions WHERE app_id = $1 ORDER BY number DESC LIMIT $2 OFFSET $3")
         } else {
-            "SELECT * FROM versions WHERE app_id = $1 ORDER BY number LIMIT $2 OFFSET $3"
+            concat!("SELECT ", columns!(), " FROM versions WHERE app_id = $1 ORDER BY number LIMIT $2 OFFSET $3")
         };
         let query = db::query(sql).bind(app.as_str()).bind(i64::from(limit)).bind(signed(offset));
         let rows = query.fetch_all(self.read()).await.map_err(during(VERB))?;
@@ -201,16 +213,24 @@ impl Store {
 
     /// The newest READY version that was published with this key, and the digest of what was published.
     pub async fn version_by_publish_key(&self, app: &AppId, key: &str) -> Result<Option<(Version, String)>, Error> {
-        let sql = "SELECT * FROM versions WHERE app_id = $1 AND publish_key = $2 AND state = 1
-                   ORDER BY number DESC LIMIT 1";
+        let sql = concat!(
+            "SELECT ",
+            columns!(),
+            " FROM versions WHERE app_id = $1 AND publish_key = $2 AND state = 1
+                   ORDER BY number DESC LIMIT 1"
+        );
         let row = self.newest(sql, app, key).await?;
         row.map(|row| Ok((decode(&row)?, get(&row, "publish_digest")?))).transpose()
     }
 
     /// The newest READY version with these dependencies: its layer can be used again (none is needed where it is empty).
     pub async fn layer_for(&self, app: &AppId, deps_digest: &str) -> Result<Option<Version>, Error> {
-        let sql = "SELECT * FROM versions WHERE app_id = $1 AND deps_digest = $2 AND state = 1
-                   ORDER BY number DESC LIMIT 1";
+        let sql = concat!(
+            "SELECT ",
+            columns!(),
+            " FROM versions WHERE app_id = $1 AND deps_digest = $2 AND state = 1
+                   ORDER BY number DESC LIMIT 1"
+        );
         self.newest(sql, app, deps_digest).await?.as_ref().map(decode).transpose()
     }
 

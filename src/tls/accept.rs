@@ -23,7 +23,7 @@ const PAUSE: Duration = Duration::from_millis(200);
 
 /// Accepts until it is dropped, which ends the handshakes under way.
 pub fn incoming(
-    listener: TcpListener,
+    listener: Arc<TcpListener>,
     configs: watch::Receiver<Arc<ServerConfig>>,
     handshake_timeout: Duration,
 ) -> impl Stream<Item = Result<TlsStream<TcpStream>, Infallible>> {
@@ -42,7 +42,7 @@ pub fn incoming(
 }
 
 struct Acceptor {
-    listener: TcpListener,
+    listener: Arc<TcpListener>,
     configs: watch::Receiver<Arc<ServerConfig>>,
     handshake_timeout: Duration,
     handshakes: JoinSet<Option<TlsStream<TcpStream>>>,

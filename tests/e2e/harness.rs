@@ -105,6 +105,19 @@ impl TestServer {
         Ok(Self { process, address, channel, data, settings, log, expected: Vec::new() })
     }
 
+    /// Another build of the program, as [`TestServer::with`] starts this one.
+    pub async fn of(program: &Path, settings: &[&str]) -> Result<Self, Vec<String>> {
+        let data = Arc::new(tempfile::tempdir().expect("temp dir"));
+        let settings: Vec<_> = settings.iter().map(|setting| (*setting).to_owned()).collect();
+        let ours = command(data.path(), &settings);
+        #[allow(clippy::disallowed_methods, reason = "tests start the service as users do")]
+        let mut theirs = Command::new(program);
+        theirs.args(ours.get_args());
+        theirs.env_remove(crate::upgrade::PREVIOUS);
+        theirs.envs(ours.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        Self::reached(theirs, data, settings, async |endpoint| endpoint.connect().await).await
+    }
+
     /// Started in its data directory without `--config`, so with the `chatfn.toml` there, and with these variables.
     pub async fn with_environment(file: &str, variables: &[(&str, &str)], settings: &[&str]) -> Self {
         let data = Arc::new(tempfile::tempdir().expect("temp dir"));
@@ -275,7 +288,9 @@ impl Drop for TestServer {
 
 #[allow(clippy::disallowed_methods, reason = "tests start the service as users do")]
 pub fn binary() -> Command {
-    Command::new(env!("CARGO_BIN_EXE_chatfn"))
+    let mut command = Command::new(env!("CARGO_BIN_EXE_chatfn"));
+    command.env_remove(crate::upgrade::PREVIOUS); // For us; the service would warn of it.
+    command
 }
 
 fn command(data: &Path, settings: &[String]) -> Command {

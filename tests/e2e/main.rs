@@ -2,6 +2,7 @@
 
 mod activation;
 mod artifacts;
+mod backup;
 #[path = "../../src/tls/testing.rs"]
 mod certificates;
 mod cgroup;
@@ -32,6 +33,7 @@ mod invoke;
 mod isolation;
 mod keys;
 mod kills;
+mod load;
 mod local_loop;
 mod lockfile;
 mod logs;
@@ -52,6 +54,7 @@ mod requests;
 mod reserve;
 mod rest;
 mod rest_sdk;
+mod rolling;
 mod s3;
 mod sdk;
 mod settings;
@@ -61,5 +64,6 @@ mod tampering;
 mod tls;
 mod trials;
 mod typecheck;
+mod upgrade;
 mod verify;
 mod versions;

@@ -1,6 +1,7 @@
 //! Many services on one database of PostgreSQL and one artifact store.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use chatfn::proto::{self, EventState, invoke_response::Outcome};
@@ -15,23 +16,28 @@ use crate::publish_request::Publish;
 use crate::rates::{exceeded, quota};
 
 /// What all replicas of a test have in common.
-struct Fleet {
-    url: String,
-    shared: TempDir,
+pub struct Fleet {
+    pub url: String,
+    shared: Arc<TempDir>,
 }
 
 impl Fleet {
-    fn new() -> Option<Self> {
-        Some(Self { url: database()?, shared: TempDir::new().expect("temp dir") })
+    pub fn new() -> Option<Self> {
+        Some(Self { url: database()?, shared: Arc::new(TempDir::new().expect("temp dir")) })
     }
 
-    fn settings(&self) -> Vec<String> {
+    /// On another database, with the same artifact store.
+    pub fn at(&self, url: String) -> Self {
+        Self { url, shared: Arc::clone(&self.shared) }
+    }
+
+    pub fn settings(&self) -> Vec<String> {
         let artifacts = format!("artifacts=file://{}", self.shared.path().display());
         // Small, for whoever was killed must not be waited for long.
         vec![format!("database_url={}", self.url), artifacts, "replica_timeout=2s".to_owned()]
     }
 
-    async fn replica(&self) -> TestServer {
+    pub async fn replica(&self) -> TestServer {
         let settings = self.settings();
         let mut server = TestServer::with(&settings.iter().map(String::as_str).collect::<Vec<_>>()).await;
         for said in ["took over", "gave this one up"] {
@@ -212,7 +218,7 @@ async fn connections_that_end_are_made_anew_and_nothing_acknowledged_is_lost() {
 #[tokio::test]
 async fn a_server_of_postgresql_that_crashes_and_comes_back_costs_nothing_acknowledged() {
     let Some(server) = Server::start() else { return };
-    let fleet = Fleet { url: server.url.clone(), shared: TempDir::new().expect("temp dir") };
+    let fleet = Fleet { url: server.url.clone(), shared: Arc::new(TempDir::new().expect("temp dir")) };
     accepts_and_runs_all_although(&fleet, || server.restart()).await;
 }
 
@@ -270,6 +276,7 @@ async fn a_database_is_brought_up_to_date_before_the_services_start() {
     assert!(first.0, "{}", first.1);
     assert_eq!(first, second);
     let told: serde_json::Value = serde_json::from_str(&first.1).expect("JSON");
+    assert_eq!(told["migration"], told["known"]);
     assert_eq!(told["migration"].to_string(), sql(&url, "SELECT MAX(version) FROM _sqlx_migrations"));
     assert_eq!(std::fs::read_dir(user.path()).expect("a directory").count(), 0, "nothing is left beside it");
 
@@ -277,5 +284,9 @@ async fn a_database_is_brought_up_to_date_before_the_services_start() {
     assert!(!done && said.contains("127.0.0.1:1") && !said.contains("hunter2"), "{said}");
     sql(&url, "INSERT INTO _sqlx_migrations VALUES (99999, 'from the future', now(), TRUE, '', 0)");
     let (done, said) = migrate(&url);
-    assert!(!done && said.contains("written by a newer chatfn (migration 99999"), "{said}");
+    let now: serde_json::Value = serde_json::from_str(&said).expect("JSON");
+    assert!(done && now["migration"] == 99999 && now["known"] == told["known"], "{said}");
+    sql(&url, "UPDATE _sqlx_migrations SET description = 'contract 99998 everything' WHERE version = 99999");
+    let (done, said) = migrate(&url);
+    assert!(!done && said.contains("written by a newer chatfn: migration 99999 took away"), "{said}");
 }

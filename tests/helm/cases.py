@@ -41,7 +41,7 @@ EVERYTHING = {
         "trigger_types": [{"name": "OrderPlaced", "blocking": True, "schema": {"type": "object", "required": ["order"]}}],
         "egress": {"deny": ["198.51.100.0/24"], "dedicated": {"shop.eu": {"allow": [{"network": "10.9.0.0/16", "ports": [443]}]}}},
     },
-    "drain": {"timeoutSeconds": 120, "preStopSeconds": 15},
+    "drain": {"timeoutSeconds": 120, "delaySeconds": 15},
     "extraEnv": [{"name": "HTTPS_PROXY", "value": "http://proxy:3128"}],
     "extraVolumes": [{"name": "more", "emptyDir": {}}],
     "extraVolumeMounts": [{"name": "more", "mountPath": "/more"}],

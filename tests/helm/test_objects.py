@@ -18,8 +18,10 @@ def selects(selector, labels):
 
 def test_a_pod_is_given_the_time_that_its_drain_takes(release):
     drain = release.values["drain"]
-    before = release.container["lifecycle"]["preStop"]["sleep"]["seconds"]
-    assert before == drain.get("preStopSeconds", 40 if release.values["envoy"]["enabled"] else 5)
+    given = drain.get("delaySeconds")
+    before = given if given is not None else 40 if release.values["envoy"]["enabled"] else 5
+    # The service's own delay, and no preStop before it: so health says at once that the pod leaves, while it still serves.
+    assert f'drain_delay = "{before}s"' in release.settings_file and "lifecycle" not in release.container
     assert release.pod["terminationGracePeriodSeconds"] > drain["timeoutSeconds"] + STOP_SECONDS + before
     assert f'drain_timeout = "{drain["timeoutSeconds"]}s"' in release.settings_file
 

@@ -18,7 +18,7 @@ REFUSED = [
     ({"replicas": 0}, ["/replicas"]),
     ({"replicas": "2"}, ["/replicas"]),
     ({"drain": {"timeoutSeconds": "30s"}}, ["/drain/timeoutSeconds"]),
-    ({"drain": {"preStopSeconds": 0}}, ["/drain/preStopSeconds"]),
+    ({"drain": {"delaySeconds": 0}}, ["/drain/delaySeconds"]),
     ({"memoryBudgetPercent": 100}, ["/memoryBudgetPercent"]),
     ({"resources": {"limits": {"memory": 4294967296}}}, ["/resources/limits/memory"]),
     ({"resources": {"limits": {"memory": "4 GB"}}}, ["/resources/limits/memory"]),
@@ -40,7 +40,7 @@ REFUSED = [
     ({"podAnnotations": {"on": True}}, ["/podAnnotations/on"]),
     ({"metrics": {"interval": "often"}}, ["/metrics/interval"]),
     # What the chart sets itself.
-    *[({"config": {name: "x"}}, [f"/config/{name}"]) for name in ["listen", "database_url", "isolation", "drain_timeout", "tls"]],
+    *[({"config": {name: "x"}}, [f"/config/{name}"]) for name in ["listen", "database_url", "isolation", "drain_delay", "drain_timeout", "tls"]],
     ({"config": {"Idle-TTL": "5m"}}, ["/config", "'Idle-TTL'"]),
     # Half of something.
     ({"ingress": {"enabled": True}}, ["/ingress/hosts"]),

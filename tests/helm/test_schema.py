@@ -90,7 +90,7 @@ OTHERS = {
     "gateway.parentRefs": [{"name": "other"}], "networkPolicy.egress.web.except": ["10.0.0.0/8"], "networkPolicy.egress.web.ports": [8443],
     "metrics.interval": "7s", "topologySpread": "ScheduleAnyway", "resources.requests": {"cpu": "7", "memory": "7Gi"},
     "resources.limits": {"memory": "7Gi"}, "envoy.resources.requests": {"cpu": "7"}, "envoy.resources.limits": {"memory": "7Gi"},
-    "replicas": 7, "drain.preStopSeconds": 7, "database.connectionsMax": 7, "persistence.size": "7Gi", "cache.size": "7Gi", "extraEnv": [{"name": "OTHER", "value": "x"}],
+    "replicas": 7, "drain.delaySeconds": 7, "database.connectionsMax": 7, "persistence.size": "7Gi", "cache.size": "7Gi", "extraEnv": [{"name": "OTHER", "value": "x"}],
     "affinity": {"podAffinity": {}}, "networkPolicy.enabled": False, "envoy.enabled": False, "gateway.enabled": False, "ingress.enabled": False,
     "podDisruptionBudget.maxUnavailable": "25%", "persistence.storageClass": "fast",
 }

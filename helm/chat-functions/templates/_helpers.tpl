@@ -74,14 +74,14 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace 
 {{- include "chatfn.fullname" . -}}{{- if .Values.envoy.enabled -}}-envoy{{- end -}}
 {{- end -}}
 
-{{- define "chatfn.preStopSeconds" -}}
-{{- $given := .Values.drain.preStopSeconds -}}
+{{- define "chatfn.drainDelaySeconds" -}}
+{{- $given := .Values.drain.delaySeconds -}}
 {{- if kindIs "invalid" $given -}}{{ ternary 40 5 .Values.envoy.enabled }}{{- else -}}{{ int $given }}{{- end -}}
 {{- end -}}
 
 {{/* Of the drain, its end (the service's own limit is ten seconds and two for the broker) and a margin for the kubelet. */}}
 {{- define "chatfn.gracePeriod" -}}
-{{- add (include "chatfn.preStopSeconds" . | int) .Values.drain.timeoutSeconds 12 5 -}}
+{{- add (include "chatfn.drainDelaySeconds" . | int) .Values.drain.timeoutSeconds 12 5 -}}
 {{- end -}}
 
 {{/* Bytes of a quantity (`4Gi`), less what PERCENT leaves. Takes (list QUANTITY PERCENT). */}}

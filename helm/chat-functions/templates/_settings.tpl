@@ -25,6 +25,7 @@
 {{- $_ := set $settings "data_dir" "/var/lib/chatfn/data" -}}
 {{- $_ := set $settings "operator_token_file" "/etc/chatfn/operator-token/token" -}}
 {{- $_ := set $settings "memory_budget_bytes" (include "chatfn.bytes" (list $values.resources.limits.memory $values.memoryBudgetPercent) | int64) -}}
+{{- $_ := set $settings "drain_delay" (printf "%ss" (include "chatfn.drainDelaySeconds" .)) -}}
 {{- $_ := set $settings "drain_timeout" (printf "%ds" (int $values.drain.timeoutSeconds)) -}}
 {{- $_ := set $settings "isolation" (include "chatfn.isolation" . | fromJson) -}}
 {{- if include "chatfn.startsAsRoot" . -}}

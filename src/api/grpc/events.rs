@@ -117,7 +117,7 @@ impl Services {
         let mut named = ids.chunks(BATCH as usize);
         let mut next = if all { Some(Letters::ALL) } else { named.next().map(|ids| Letters::Named(ids.to_vec())) };
         while let Some(letters) = next.take() {
-            self.accept()?;
+            self.go_on()?;
             // A task of its own: a caller who hangs up must not leave a batch half counted.
             let batch = tokio::spawn(step(self.store.clone(), app.clone(), letters)).await;
             let Moved { ids, last } = batch.map_err(|err| internal(&err))??;

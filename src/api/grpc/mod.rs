@@ -57,8 +57,13 @@ fn caller<T>(request: &Request<T>) -> Result<&Caller, Status> {
 }
 
 impl Services {
-    /// New work is refused once the service drains.
+    /// New work is refused once the service drains, but for what came by a connection of before.
     fn accept(&self) -> Result<(), Status> {
+        if self.refuses { Err(draining()) } else { Ok(()) }
+    }
+
+    /// For work in steps that can end after each of them.
+    fn go_on(&self) -> Result<(), Status> {
         if self.drain.is_draining() { Err(draining()) } else { Ok(()) }
     }
 

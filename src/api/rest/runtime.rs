@@ -96,9 +96,9 @@ pub async fn put_initialization_script(
 }
 
 impl Services {
-    /// New work is refused once the service drains.
+    /// New work is refused once the service drains, but for what came by a connection of before.
     pub(super) fn open(&self) -> Result<(), ApiError> {
-        if self.drain.is_draining() { Err(draining().into()) } else { Ok(()) }
+        if self.refuses { Err(draining().into()) } else { Ok(()) }
     }
 
     pub(super) async fn known_app(&self, app: &AppId) -> Result<store::App, ApiError> {

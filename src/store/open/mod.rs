@@ -1,6 +1,8 @@
 //! Opening the store: a file, or a database of PostgreSQL.
 
+mod copy;
 mod postgres;
+mod schema;
 mod sqlite;
 
 use std::fmt::{self, Display, Formatter};
@@ -8,14 +10,17 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
-use sqlx::migrate::{MigrateError, Migrator};
+#[cfg(test)]
+use sqlx::migrate::Migrator;
 
 use super::changes::Crier;
 use super::db::Pool;
 use super::queue::{Backlog, Writer};
 use super::{Error, Inner, QueueLimits, Store};
 
+pub use copy::{Copied, copy, inspect};
 pub use postgres::Postgres;
+pub use schema::Schema;
 
 /// Where everything durable is.
 #[derive(Debug, Clone)]
@@ -30,18 +35,27 @@ pub enum Database {
 struct Pools {
     write: Pool,
     read: Pool,
+    schema: Schema,
 }
 
 impl Store {
     /// Opens the store, creating it (a file has mode 0600) or bringing it up to date.
     ///
     /// # Errors
-    /// It cannot be reached, is not ours, or was written by a newer chatfn.
+    /// It cannot be reached, is not ours, or a newer chatfn took away something that this one needs.
     pub async fn open(database: impl Into<Database>, limits: QueueLimits) -> Result<Self, Error> {
-        let Pools { write, read } = match database.into() {
-            Database::Sqlite(path) => sqlite::open(&path).await?,
-            Database::Postgres(settings) => postgres::open(&settings).await?,
+        let database = database.into();
+        let Pools { write, read, schema } = match &database {
+            Database::Sqlite(path) => sqlite::open(path).await?,
+            Database::Postgres(settings) => postgres::open(settings).await?,
         };
+        if let Schema { known, newer: Some(newer) } = schema {
+            tracing::info!(
+                known,
+                newer,
+                "{database} was brought up to date by a newer chatfn, which only added to it: going on with what is known here"
+            );
+        }
         let backlog = Backlog::open(&read, limits).await?;
         let replica = Arc::new(AtomicI64::new(0));
         let ours = Arc::clone(&replica);
@@ -51,6 +65,7 @@ impl Store {
             inner: Arc::new(Inner {
                 write,
                 read,
+                schema,
                 queue,
                 doubtful_claim: Mutex::default(),
                 replica,
@@ -60,16 +75,12 @@ impl Store {
     }
 }
 
-/// Brings the schema up to date. On PostgreSQL one at a time: sqlx holds an advisory lock meanwhile.
-async fn migrate(database: &str, migrations: &Migrator, pool: &Pool) -> Result<(), Error> {
-    let migrated = match pool {
-        Pool::Sqlite(pool) => migrations.run(pool).await,
-        Pool::Postgres(pool) => migrations.run(pool).await,
-    };
-    migrated.map_err(|err| match err {
-        MigrateError::VersionMissing(migration) => Error::Newer { database: database.to_owned(), migration },
-        err => Error::Migration { database: database.to_owned(), problem: err.to_string() },
-    })
+#[cfg(test)]
+fn migrations(pool: &Pool) -> &'static Migrator {
+    match pool {
+        Pool::Sqlite(_) => &sqlite::MIGRATIONS,
+        Pool::Postgres(_) => &postgres::MIGRATIONS,
+    }
 }
 
 impl From<&Path> for Database {

@@ -6,13 +6,15 @@ use std::time::Duration;
 
 use sqlx::migrate::Migrator;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{Connection, PgPool};
+use sqlx::{ConnectOptions, Connection, PgPool};
+use tokio::time::sleep;
 
 use super::super::db::{self, Pool};
 use super::super::{Error, during};
-use super::{Pools, migrate};
+use super::Pools;
+use super::schema::{self, Failed};
 
-static MIGRATIONS: Migrator = sqlx::migrate!("migrations/postgres");
+pub(super) static MIGRATIONS: Migrator = sqlx::migrate!("migrations/postgres");
 
 /// A connection that was idle for longer is tried before it is used: the server may have been restarted since.
 const TRUSTED_FOR: Duration = Duration::from_secs(1);
@@ -20,6 +22,11 @@ const TRUSTED_FOR: Duration = Duration::from_secs(1);
 const STATEMENT_TIMEOUT: &str = "60s";
 /// A transaction of a replica that is gone, or stopped, must not hold what others wait for.
 const IDLE_IN_TRANSACTION_TIMEOUT: &str = "30s";
+
+/// For a table that is to be changed, and for another replica that changes it.
+const LOCK_TIMEOUT: &str = "2s";
+const LOCK_ATTEMPTS: u32 = 40;
+const LOCK_PAUSE: Duration = Duration::from_secs(1);
 
 /// How to reach a database.
 #[derive(Clone)]
@@ -67,8 +74,37 @@ pub async fn open(settings: &Postgres) -> Result<Pools, Error> {
     let pool = connect(settings).await.map_err(unreachable)?;
     check_ours(settings, &pool).await?;
     let pool = Pool::Postgres(pool);
-    migrate(&settings.to_string(), &MIGRATIONS, &pool).await?;
-    Ok(Pools { write: pool.clone(), read: pool })
+    let schema = schema::check(&settings.to_string(), &MIGRATIONS, &pool).await?;
+    migrate(settings, &MIGRATIONS).await?;
+    Ok(Pools { write: pool.clone(), read: pool, schema })
+}
+
+/// On a connection of its own, for what a failed one holds must go with it. A change that waits for its table keeps everybody else
+/// waiting behind it, so it gives up soon and tries again: a `pg_dump` may hold all tables for hours.
+async fn migrate(settings: &Postgres, migrations: &Migrator) -> Result<(), Error> {
+    let database = settings.to_string();
+    let options = settings.options.clone().options([("lock_timeout", LOCK_TIMEOUT)]);
+    let migrations = schema::tolerant(migrations);
+    for attempt in 1.. {
+        let mut connection = options.connect().await.map_err(during("connect to bring the schema up to date"))?;
+        let ran =
+            migrations.run_direct(None, &mut connection, false).await.map_err(|err| schema::failed(&database, &err));
+        let _ = connection.close().await;
+        match ran {
+            Err(Failed::Locked(problem)) if attempt == LOCK_ATTEMPTS => {
+                let problem =
+                    format!("{problem}; a long transaction, such as pg_dump's, holds a table: wait for its end");
+                return Err(Error::Migration { database, problem });
+            }
+            Err(Failed::Locked(problem)) => {
+                tracing::info!(problem, "a table that is to be changed is in use: trying again soon");
+                sleep(LOCK_PAUSE).await;
+            }
+            Err(Failed::For(err)) => return Err(err),
+            Ok(()) => break,
+        }
+    }
+    Ok(())
 }
 
 /// Waits for a server that is starting.

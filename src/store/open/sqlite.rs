@@ -11,9 +11,10 @@ use tokio::fs::OpenOptions;
 
 use super::super::db::{self, Pool};
 use super::super::{Error, during};
-use super::{Pools, migrate};
+use super::Pools;
+use super::schema;
 
-static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
+pub(super) static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
 
 const READERS_MAX: u32 = 4;
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -30,10 +31,12 @@ pub async fn open(path: &Path) -> Result<Pools, Error> {
     create_private(path).await?;
     let write = open_writer(path).await?;
     check_ours(path, &write).await?;
-    let write = Pool::Sqlite(write);
-    migrate(&path.display().to_string(), &MIGRATIONS, &write).await?;
+    let name = path.display().to_string();
+    let schema = schema::check(&name, &MIGRATIONS, &Pool::Sqlite(write.clone())).await?;
+    let migrated = schema::tolerant(&MIGRATIONS).run(&write).await;
+    migrated.map_err(|err| Error::Migration { database: name, problem: err.to_string() })?;
     // After the migrations: a reader can neither create the file nor switch it to WAL.
-    Ok(Pools { write, read: Pool::Sqlite(open_readers(path).await?) })
+    Ok(Pools { write: Pool::Sqlite(write), read: Pool::Sqlite(open_readers(path).await?), schema })
 }
 
 /// SQLite would create the file for everybody to read; its log and index files take the mode of this one.
@@ -60,12 +63,12 @@ async fn open_readers(path: &Path) -> Result<SqlitePool, Error> {
     pool(READERS_MAX).connect_with(options).await.map_err(during("open the store for reading"))
 }
 
-fn options(path: &Path) -> SqliteConnectOptions {
+pub(super) fn options(path: &Path) -> SqliteConnectOptions {
     SqliteConnectOptions::new().filename(path).foreign_keys(true).busy_timeout(BUSY_TIMEOUT)
 }
 
 /// Connections to a file do not go stale, so none is tested or replaced.
-fn pool(connections: u32) -> SqlitePoolOptions {
+pub(super) fn pool(connections: u32) -> SqlitePoolOptions {
     SqlitePoolOptions::new()
         .max_connections(connections)
         .idle_timeout(None)
@@ -74,7 +77,7 @@ fn pool(connections: u32) -> SqlitePoolOptions {
 }
 
 /// A file that holds tables of some other program's is left alone.
-async fn check_ours(path: &Path, pool: &SqlitePool) -> Result<(), Error> {
+pub(super) async fn check_ours(path: &Path, pool: &SqlitePool) -> Result<(), Error> {
     let tables = "SELECT name FROM sqlite_schema WHERE type = 'table'";
     let tables: Vec<String> = match db::query_scalar(tables).fetch_all(&Pool::Sqlite(pool.clone())).await {
         Ok(tables) => tables,
@@ -86,7 +89,7 @@ async fn check_ours(path: &Path, pool: &SqlitePool) -> Result<(), Error> {
     }
 }
 
-fn not_a_database(path: &Path, err: &sqlx::Error) -> Option<Error> {
+pub(super) fn not_a_database(path: &Path, err: &sqlx::Error) -> Option<Error> {
     let code = err.as_database_error()?.code()?;
     (code == NOT_A_DATABASE).then(|| Error::NotADatabase(path.display().to_string()))
 }
@@ -153,17 +156,5 @@ mod tests {
 
         let missing = dir.path().join("no/such/folder/store.db");
         assert!(refusal(&missing).await.contains("No such file or directory"));
-    }
-
-    #[tokio::test]
-    async fn a_newer_database_is_refused() {
-        let (dir, store) = store().await;
-        let newer = "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
-                     VALUES (99999, 'from the future', TRUE, x'00', 0)";
-        db::query(newer).execute(store.write()).await.expect("insert");
-        store.close().await;
-        let message = refusal(&dir.path().join("store.db")).await;
-        assert!(message.contains("written by a newer chatfn (migration 99999"), "{message}");
-        assert!(message.contains("restore the backup"), "{message}");
     }
 }

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use super::super::codec::{get, millis};
 use super::super::db::{self, Row, Tx};
 use super::super::{Error, during};
-use super::{ClaimId, decode, note_unseen_end};
+use super::{ClaimId, decode, event_columns, note_unseen_end};
 use crate::model::Event;
 
 /// Of the payloads that are taken along. The head's own is limited as every event's is.
@@ -67,8 +67,11 @@ pub async fn take_along(tx: &mut Tx, head: &Row, claim: ClaimId, now: SystemTime
         if get::<i64>(&row, "version")? != version || bytes > BYTES_MAX {
             break;
         }
-        let take = "UPDATE events SET state = 7, attempt = attempt + 1, claim_id = $1, claimed_at = $2,
-                        replica = (SELECT h.replica FROM events h WHERE h.seq = $4) WHERE seq = $3 RETURNING *";
+        let take = concat!(
+            "UPDATE events SET state = 7, attempt = attempt + 1, claim_id = $1, claimed_at = $2,
+                        replica = (SELECT h.replica FROM events h WHERE h.seq = $4) WHERE seq = $3 RETURNING ",
+            event_columns!()
+        );
         let query = db::query(take).bind(claim.0).bind(millis(now)).bind(get::<i64>(&row, "seq")?).bind(seq);
         for row in &query.fetch_all(&mut *tx).await.map_err(during(VERB))? {
             let Ok(event) = decode(row) else {

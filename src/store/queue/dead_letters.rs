@@ -6,7 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use super::super::codec::{corrupt, get, get_json, get_parsed, get_time, get_u32, get_version, millis, signed, time};
 use super::super::db::{self, Builder, Row, Tx};
 use super::super::{Error, Store, during};
-use super::line;
+use super::{event_columns, line};
 use crate::model::{AppId, EventId, EventState, FunctionFailure, InvocationId, RawJson, TriggerType, VersionNumber};
 
 /// An event as it stands.
@@ -74,7 +74,7 @@ pub struct Moved {
 impl Store {
     /// One event of an app, with its attempts.
     pub async fn event(&self, app: &AppId, id: EventId) -> Result<Option<EventRecord>, Error> {
-        let query = db::query("SELECT * FROM events WHERE id = $1 AND app_id = $2");
+        let query = db::query(concat!("SELECT ", event_columns!(), " FROM events WHERE id = $1 AND app_id = $2"));
         let query = query.bind(id.to_string()).bind(app.as_str());
         let row = query.fetch_optional(self.read()).await.map_err(during("read an event"))?;
         match row {
@@ -107,7 +107,8 @@ impl Store {
         let page = sizes.iter().take(limit as usize).enumerate().take_while(fits).count();
         let mut letters = Vec::with_capacity(page);
         for (seq, _) in &sizes[..page] {
-            let query = db::query("SELECT * FROM events WHERE seq = $1 AND state = 4").bind(*seq);
+            let query =
+                db::query(concat!("SELECT ", event_columns!(), " FROM events WHERE seq = $1 AND state = 4")).bind(*seq);
             let Some(row) = query.fetch_optional(self.read()).await.map_err(during(VERB))? else { continue };
             match self.with_attempts(&row).await {
                 Ok(letter) => letters.push(letter),
@@ -129,7 +130,7 @@ impl Store {
 
     async fn whole(&self, row: &Row) -> Result<EventRecord, Error> {
         let mut record = decode(row)?;
-        let query = db::query("SELECT * FROM attempts WHERE event_seq = $1 ORDER BY number").bind(record.seq);
+        let query = db::query("SELECT number, invocation_id, error_json, started_at, finished_at FROM attempts WHERE event_seq = $1 ORDER BY number").bind(record.seq);
         let rows = query.fetch_all(self.read()).await.map_err(during("read an event's attempts"))?;
         record.attempts = rows.iter().map(decode_attempt).collect::<Result<_, Error>>()?;
         Ok(record)

@@ -132,6 +132,15 @@ pub struct AttemptEnd {
     pub failure: Option<FunctionFailure>,
 }
 
+/// What is read of an event, by name: with `*` a statement that PostgreSQL has prepared fails once a migration adds a column.
+macro_rules! event_columns {
+    () => {
+        "seq, id, app_id, trigger_type, version, payload_json, ordering_key, state, attempt, attempts_before, due_at, since,
+         enqueued_at, finished_at, hops, reason, batch_max"
+    };
+}
+use event_columns;
+
 /// How much waits and runs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct QueueFigures {
@@ -153,18 +162,21 @@ pub struct Due {
 
 /// Jumps from app to app: the costs grow with the number of apps that have something queued, not with what they have.
 const DUE: &str = "WITH RECURSIVE due (app_id, due_at) AS (
-         SELECT * FROM (SELECT app_id, due_at FROM events WHERE state < 2 ORDER BY app_id, due_at LIMIT 1) AS first
+         SELECT app_id, due_at FROM (SELECT app_id, due_at FROM events WHERE state < 2 ORDER BY app_id, due_at LIMIT 1) AS first
          UNION ALL
          SELECT next.app_id, next.due_at FROM due JOIN events next ON next.seq = (
              SELECT e.seq FROM events e WHERE e.state < 2 AND e.app_id > due.app_id ORDER BY e.app_id, e.due_at LIMIT 1)
      ) SELECT app_id, due_at FROM due";
 
 /// The term on `state` is written as in the partial index, else SQLite would not use it.
-const CLAIM: &str = "WITH due AS MATERIALIZED (
+const CLAIM: &str = concat!(
+    "WITH due AS MATERIALIZED (
          SELECT e.seq FROM events e WHERE e.app_id = $4 AND e.state < 2 AND e.due_at <= $3 ORDER BY e.due_at, e.seq LIMIT $5
          /*pg FOR UPDATE SKIP LOCKED */
      ) UPDATE events SET state = 1, attempt = attempt + 1, due_at = $1, claim_id = $2, claimed_at = $3, replica = $6
-     WHERE seq IN (SELECT seq FROM due) RETURNING *";
+     WHERE seq IN (SELECT seq FROM due) RETURNING ",
+    event_columns!()
+);
 
 impl Store {
     /// Queues an event; on return it is on disk.

@@ -133,7 +133,7 @@ static_resources:
         endpoints: [{lb_endpoints: [{endpoint: {address: {socket_address: {address: 127.0.0.1, port_value: 9901}}}}]}]
     - name: chatfn
       # The headless Service's name is every ready pod's address. Looked up every 5 s; a pod that is to end is no longer among them, and gets
-      # nothing new from then on although it is still well (see the service's preStop).
+      # nothing new from then on although it is still well (see the service's drain.delaySeconds).
       type: STRICT_DNS
       ignore_health_on_host_removal: true
       connect_timeout: 2s
