@@ -4,6 +4,7 @@
 
 mod attempt;
 mod idempotency;
+mod spans;
 mod turn;
 
 use std::sync::Arc;
@@ -17,8 +18,8 @@ use tracing::Instrument;
 use crate::history::History;
 use crate::metrics;
 use crate::model::{
-    AppId, Catalogue, DecidedBy, EventId, Function, InvocationId, Outcome, RawJson, Timings, Trigger, TriggerType,
-    Verdict, VersionNumber,
+    AppId, Catalogue, DecidedBy, EventId, Function, InvocationId, Outcome, RawJson, Timings, TraceContext, Trigger,
+    TriggerType, Verdict, VersionNumber,
 };
 use crate::serving::{self, Served, Serving};
 use crate::store::{self, DeadReason, Enqueued, NewEvent, Store};
@@ -56,6 +57,8 @@ pub struct Call {
     pub hops: u32,
     /// The caller's, if it has one.
     pub deadline: Option<Instant>,
+    /// What it goes on with.
+    pub trace: TraceContext,
 }
 
 #[derive(Debug, Clone)]
@@ -227,6 +230,8 @@ impl Invoker {
             event_id: None,
             hops: call.hops,
             deadline: call.deadline,
+            trace: Some(call.trace.clone()),
+            others: Vec::new(),
         };
         let ran = self.attempt(attempt, call.version.is_none()).await?;
         counted.decided(ran.verdict, ran.decided_by);
@@ -299,6 +304,7 @@ impl Invoker {
             return Err(Error::TooFarAhead { limit: schedule_max });
         }
         let dead = (call.hops > hops_max).then_some(DeadReason::Loop);
+        let mut span = spans::enqueuing(&call.trace, &call.app, &function.trigger_type);
         let queued = self.shared.store.enqueue(NewEvent {
             app: call.app,
             trigger_type: function.trigger_type.clone(),
@@ -310,9 +316,12 @@ impl Invoker {
             batch: function.batch,
             enqueued_at: now,
             hops: call.hops,
+            trace: Some(span.context().clone()).filter(|trace| trace.onward),
             dead,
         });
-        let queued = queued.await?;
+        let queued = queued.await;
+        spans::enqueued(&mut span, &queued);
+        let queued = queued?;
         if !queued.duplicate {
             served.metrics.enqueued(&function.trigger_type);
             if let Some(reason) = dead {

@@ -12,6 +12,8 @@ mod cli_logs;
 mod cli_publish;
 mod cli_settings;
 mod cli_trials;
+#[cfg(feature = "otlp")]
+mod collector;
 mod commands;
 mod concurrent;
 mod crash;
@@ -62,6 +64,8 @@ mod shutdown;
 mod smoke;
 mod tampering;
 mod tls;
+#[cfg(feature = "otlp")]
+mod traces;
 mod trials;
 mod typecheck;
 mod upgrade;
