@@ -122,6 +122,7 @@ fn event(app: &AppId, key: Option<String>) -> NewEvent {
         enqueued_at: now,
         batch: None,
         hops: 0,
+        trace: None,
         dead: None,
     }
 }

@@ -7,6 +7,7 @@ mod environment;
 mod memory;
 mod oidc;
 mod tls;
+mod traces;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -19,6 +20,7 @@ use artifacts::Location;
 use environment::Environment;
 pub use oidc::{Oidc, is_safe};
 pub use tls::{ClientAuth, Tls};
+pub use traces::Traces;
 
 pub use database_url::DatabaseUrl;
 
@@ -188,6 +190,8 @@ pub struct Config {
     /// Runs tenants' code with limits only. Better as the flag `--insecure-no-sandbox`, which is seen.
     pub insecure_no_sandbox: bool,
 
+    /// Traces, to an OpenTelemetry collector: a table, see below.
+    pub traces: Traces,
     /// Apps with metrics of their own: the first so many that do something after a start. The others' are one, `other`.
     pub metrics_apps_max: usize,
     /// `text` or `json`, on stderr.
@@ -331,6 +335,7 @@ impl Default for Config {
             egress: Egress::default(),
             sdk: Sdk::default(),
             insecure_no_sandbox: false,
+            traces: Traces::default(),
             metrics_apps_max: 200,
             log_format: LogFormat::Text,
             log_level: "info".to_owned(),

@@ -4,6 +4,7 @@
 
 mod attempt;
 mod idempotency;
+mod spans;
 mod turn;
 
 use std::sync::Arc;
@@ -17,11 +18,12 @@ use tracing::Instrument;
 use crate::history::History;
 use crate::metrics;
 use crate::model::{
-    AppId, Catalogue, DecidedBy, EventId, Function, InvocationId, Outcome, RawJson, Timings, Trigger, TriggerType,
-    Verdict, VersionNumber,
+    AppId, Catalogue, DecidedBy, EventId, Function, InvocationId, Outcome, RawJson, Timings, TraceContext, Trigger,
+    TriggerType, Verdict, VersionNumber,
 };
 use crate::serving::{self, Served, Serving};
 use crate::store::{self, DeadReason, Enqueued, NewEvent, Store};
+use crate::traces::{Kind, Span};
 
 pub use attempt::Attempt;
 
@@ -56,6 +58,8 @@ pub struct Call {
     pub hops: u32,
     /// The caller's, if it has one.
     pub deadline: Option<Instant>,
+    /// What it goes on with.
+    pub trace: TraceContext,
 }
 
 #[derive(Debug, Clone)]
@@ -227,6 +231,8 @@ impl Invoker {
             event_id: None,
             hops: call.hops,
             deadline: call.deadline,
+            trace: Some(call.trace.clone()),
+            others: Vec::new(),
         };
         let ran = self.attempt(attempt, call.version.is_none()).await?;
         counted.decided(ran.verdict, ran.decided_by);
@@ -299,6 +305,12 @@ impl Invoker {
             return Err(Error::TooFarAhead { limit: schedule_max });
         }
         let dead = (call.hops > hops_max).then_some(DeadReason::Loop);
+        let mut span = Span::within(&call.trace, Kind::Producer, "enqueue");
+        span.record(|span| {
+            span.set("messaging.system", "chatfn").set("messaging.operation.type", "send");
+            span.set("messaging.destination.name", function.trigger_type.as_str());
+            span.set("chatfn.app.id", call.app.as_str());
+        });
         let queued = self.shared.store.enqueue(NewEvent {
             app: call.app,
             trigger_type: function.trigger_type.clone(),
@@ -310,9 +322,17 @@ impl Invoker {
             batch: function.batch,
             enqueued_at: now,
             hops: call.hops,
+            trace: Some(span.context().clone()).filter(|trace| trace.onward),
             dead,
         });
-        let queued = queued.await?;
+        let queued = queued.await.inspect_err(|_| {
+            span.record(|span| {
+                span.failed("NOT_STORED");
+            });
+        })?;
+        span.record(|span| {
+            span.set("messaging.message.id", queued.event_id.to_string()).set("chatfn.duplicate", queued.duplicate);
+        });
         if !queued.duplicate {
             served.metrics.enqueued(&function.trigger_type);
             if let Some(reason) = dead {

@@ -17,7 +17,7 @@
 //! its own, rlimits, no capabilities, Landlock and seccomp, in this order; the egress supervisor makes its connections. What each of
 //! them stops, and what none does, is in `docs/security.md`.
 //!
-//! What of all this is counted, [`metrics`] says.
+//! What of all this is counted, [`metrics`] says; where the time of one call went, [`traces`].
 //!
 //! Imports point downwards: `cli → service → api → dispatch → invoke, publish → trial → serving → pool → worker → host → config → sandbox → model`.
 
@@ -49,6 +49,7 @@ pub mod serving;
 pub mod store;
 pub mod telemetry;
 pub mod tls;
+pub mod traces;
 pub mod trial;
 pub mod worker;
 

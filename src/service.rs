@@ -35,13 +35,14 @@ use crate::secrets::Keyring;
 use crate::serving::Serving;
 use crate::store::Store;
 use crate::tls::Reloader;
+use crate::traces;
 
 use front::Turns;
 use maintenance::{keep_up, maintain};
 pub use settings::database;
 use settings::{
     blobs_settings, install_limits, invoke_settings, pool_settings, publish_settings, queue_limits, registry_proxy,
-    reserve_settings, worker_config,
+    reserve_settings, traces_settings, worker_config,
 };
 
 /// After the drain: for workers to end, connections to close and the history to be written, all together.
@@ -50,6 +51,8 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(4);
 /// After all of that, for the sandbox's broker, which has nothing left to end but itself.
 const SANDBOX_TIMEOUT: Duration = Duration::from_secs(2);
+/// For the last spans: a collector that is away must not hold us.
+const TRACES_TIMEOUT: Duration = Duration::from_secs(2);
 /// A connection that never ends (a stream that nobody reads, hyper#4170) must not hold us.
 const CONNECTIONS_TIMEOUT: Duration = Duration::from_secs(2);
 /// A running service.
@@ -76,6 +79,7 @@ pub struct Service {
     /// `None` where no such address is set.
     admin: Option<JoinHandle<Result<(), tonic::transport::Error>>>,
     upkeep: JoinHandle<()>,
+    traces: Option<traces::Sending>,
     _lock: Flock<File>,
 }
 
@@ -93,6 +97,7 @@ impl Service {
         let trigger_types = catalogue.iter().map(|trigger| trigger.trigger_type.to_string()).collect();
         let exposition =
             metrics::install(config.metrics_apps_max, trigger_types).context("begin to count for the metrics")?;
+        let traces = traces_settings(config).map(|settings| traces::start(&settings)).transpose()?;
         let Host { node, npm, data, lock, home, .. } = host;
         let artifacts = Artifacts::open(&data)?;
         let node_version = host::check_node(&sandbox).await?;
@@ -245,6 +250,7 @@ impl Service {
             )),
             admin,
             upkeep: tokio::spawn(keep_up(exposition)),
+            traces,
             stop_dispatch,
             turns,
             stop_history,
@@ -345,6 +351,8 @@ impl Service {
         self.replicas.abort();
         let _ = self.replicas.await;
         drop((self.invoker, self.publisher, self.serving));
+        // Nothing is left that could record a span. Beside the rest: a collector that is away takes all its time.
+        let sending = self.traces.map(|traces| tokio::spawn(traces.stop(TRACES_TIMEOUT)));
         self.stop_history.cancel();
         step("write the history", end - CLOSE_TIMEOUT / 2, async {
             let _ = self.history.await;
@@ -360,6 +368,9 @@ impl Service {
             self.store.close().await;
         })
         .await;
+        if let Some(sending) = sending {
+            let _ = sending.await;
+        }
         step("end the sandbox", end + SANDBOX_TIMEOUT, self.sandbox.close()).await;
         tracing::info!("stopped");
     }

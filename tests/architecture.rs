@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 const LAYERS: [&[&str]; 16] = [
     &["model"],
     &["metrics"],
-    &["sandbox", "declarations"],
+    &["sandbox", "declarations", "traces"],
     &["config"],
     &["host"],
     &["worker", "telemetry", "drain", "tls", "secrets"],

@@ -14,6 +14,7 @@ const TABLES: &[(&str, &str, &str)] = &[
     ("isolation", "Isolation", "src/config.rs"),
     ("egress", "Egress", "src/config.rs"),
     ("sdk", "Sdk", "src/model/sdk.rs"),
+    ("traces", "Traces", "src/config/traces.rs"),
 ];
 
 /// Each field with its doc comment, in the order of the source.

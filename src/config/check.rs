@@ -28,6 +28,7 @@ impl Config {
         self.sdk.check().map_err(|(name, value, problem)| Error::Value { name, value, problem })?;
         self.tls.check()?;
         self.oidc.check()?;
+        self.traces.check()?;
         if !self.listen.ip().is_loopback() && self.operator_token_file.is_none() && self.oidc.issuer.is_none() {
             return Err(Error::Open(self.listen));
         }

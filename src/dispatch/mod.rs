@@ -17,6 +17,7 @@ use crate::metrics;
 use crate::model::{AppId, Event, FailureKind, Function, FunctionFailure, Outcome, RawJson, RetryPolicy};
 use crate::serving::{self, Served, Serving};
 use crate::store::{self, AttemptEnd, ClaimedEvent, Disposition, Store};
+use crate::traces::{Kind, Span};
 
 pub use figures::{DeliveryFigures, Figures};
 use shares::Shares;
@@ -227,6 +228,7 @@ impl Dispatcher {
         if let Some(end) = spent(claimed, &function.retry) {
             return end;
         }
+        trace_wait(claimed);
         let until = function.timeout + self.settings.wait_max + CLAIM_MARGIN;
         match self.hold(claimed, SystemTime::now() + until).await {
             Ok(true) => {}
@@ -243,6 +245,8 @@ impl Dispatcher {
             event_id: Some(event.id),
             hops: others.iter().map(|other| other.hops).fold(event.hops, u32::max),
             deadline: Some(Instant::now() + until),
+            trace: event.trace.clone(),
+            others: others.iter().filter_map(|other| other.trace.clone()).collect(),
         };
         match self.invoker.attempt(attempt, false).await {
             Ok(ran) => {
@@ -333,6 +337,16 @@ async fn places_for_a_batch(places: &Arc<Semaphore>) -> Vec<OwnedSemaphorePermit
         permits.push(next);
     }
     permits
+}
+
+/// Of the first attempt: the others wait because the one before them failed, and are a backoff apart.
+fn trace_wait(claimed: &ClaimedEvent) {
+    let event = &claimed.event;
+    if let Some(trace) = &event.trace
+        && event.attempt == event.attempts_before + 1
+    {
+        Span::within(trace, Kind::Internal, "queue wait").since(event.since).end_at(claimed.at);
+    }
 }
 
 fn release(claimed: &ClaimedEvent) -> End {

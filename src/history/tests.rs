@@ -21,6 +21,7 @@ fn invocation(event_bytes: usize) -> Invocation {
         timings: Timings::default(),
         cpu_time: Duration::ZERO,
         peak_memory_bytes: 0,
+        trace_id: None,
     }
 }
 

@@ -8,14 +8,15 @@ use tracing::Instrument;
 
 use crate::metrics;
 use crate::model::{
-    EventId, FailureKind, Function, FunctionFailure, Invocation, InvocationId, Outcome, RawJson, Timings, TriggerType,
-    decide,
+    EventId, FailureKind, Function, FunctionFailure, Invocation, InvocationId, Outcome, RawJson, Timings, TraceContext,
+    TraceId, TriggerType, decide,
 };
 use crate::pool::{self, Lease};
 use crate::serving::Served;
+use crate::traces::{Kind, Span};
 use crate::worker::StartError;
 
-use super::{Error, Invoker, Ran, runnable};
+use super::{Error, Invoker, Ran, runnable, spans};
 
 /// So often a pool that closed is asked again; and so much oftener than it has workers, which may all have died before they began.
 const TRIES_MAX: u32 = 4;
@@ -34,6 +35,10 @@ pub struct Attempt<'a> {
     /// Functions that led to the event, one by another's doing.
     pub hops: u32,
     pub deadline: Option<Instant>,
+    /// What it is a part of; `None`: of nothing that others know.
+    pub trace: Option<TraceContext>,
+    /// Of the other events that run together with this one.
+    pub others: Vec<TraceContext>,
 }
 
 impl Attempt<'_> {
@@ -50,11 +55,12 @@ impl Invoker {
     /// `AtCapacity` where the function has no `on_overload`; `Draining`; the store's.
     pub async fn attempt(&self, attempt: Attempt<'_>, follow: bool) -> Result<Ran, Error> {
         let _running = metrics::Running::new(&metrics::series().invocations_running);
-        let mut record = Record::new(&attempt);
+        let (mut record, mut traced) = Record::begin(&attempt);
         let asked = Instant::now();
-        let span = tracing::info_span!("invocation", invocation_id = %record.id, app = %attempt.served.version.app);
+        let span = log_span(&attempt, &record);
         let ended = Box::pin(self.tries(&attempt, &mut record, follow, asked)).instrument(span.clone()).await;
         let _in_span = span.enter(); // What follows does not wait.
+        spans::ended(&mut traced, &ended);
         if let Ok(ran) = &ended {
             let Ran { version, cold_start, timings, .. } = ran;
             tracing::debug!(%version, attempt = attempt.number, cold_start, run = ?timings.run, "an invocation ended");
@@ -83,7 +89,7 @@ impl Invoker {
         let mut served = Arc::clone(&attempt.served);
         let mut function = attempt.function.clone();
         for _ in 0..TRIES_MAX + served.version.limits.workers_max {
-            match self.lease(&served, attempt.deadline, asked).await {
+            match self.lease(&served, attempt.deadline, asked, &record.trace).await {
                 // To begin now would end in a timeout, and cost the worker.
                 Ok(_) if attempt.time_left().is_some_and(|left| left < RUN_MIN) => {
                     return self.overloaded(record, &function, &served, &pool::Error::TimedOut, asked);
@@ -120,11 +126,20 @@ impl Invoker {
         Ok(self.not_run(record, &function, &served, failure, asked))
     }
 
-    async fn lease(&self, served: &Served, deadline: Option<Instant>, asked: Instant) -> Result<Lease, pool::Error> {
+    async fn lease(
+        &self,
+        served: &Served,
+        deadline: Option<Instant>,
+        asked: Instant,
+        trace: &TraceContext,
+    ) -> Result<Lease, pool::Error> {
+        let waiting = Span::within(trace, Kind::Internal, "worker wait");
         let patience = asked + self.shared.settings.wait_max;
         // Whoever gets none has to hear that, too, and whoever gets one has to have time for it.
         let latest = deadline.map(|deadline| deadline.checked_sub(ANSWER_MARGIN + RUN_MIN).unwrap_or(asked));
-        served.pool.acquire(latest.map_or(patience, |latest| patience.min(latest))).await
+        let lease = served.pool.acquire(latest.map_or(patience, |latest| patience.min(latest))).await;
+        spans::waited(waiting, &lease);
+        lease
     }
 
     /// `None`: the worker ended before it began.
@@ -142,15 +157,20 @@ impl Invoker {
         let timeout = attempt.time_left().map_or(function.timeout, |left| function.timeout.min(left));
         record.begun = true;
         self.shared.history.started(record.row(served, None, cold.is_some(), Timings { queue, ..Timings::default() }));
+        let mut traced = Span::within(&record.trace, Kind::Internal, "run");
         let request = pool::Request {
             trigger_type: function.trigger_type.clone(),
             invocation: record.id,
             attempt: attempt.number,
             hops: attempt.hops,
+            trace: traced.context().clone(),
             event: record.event.clone(),
             timeout,
         };
-        let reply = lease.run(request).await?;
+        let reply = lease.run(request).await;
+        spans::ran(&mut traced, reply.as_ref());
+        drop(traced);
+        let reply = reply?;
         let timings = Timings { queue, init: cold.unwrap_or_default(), run: reply.run };
         let mut row = record.row(served, Some(reply.outcome.clone()), cold.is_some(), timings);
         row.cpu_time = reply.usage.cpu_time;
@@ -230,19 +250,29 @@ struct Record {
     created_at: SystemTime,
     /// Its start was recorded.
     begun: bool,
+    /// What its parts go on with.
+    trace: TraceContext,
+    /// Where others know that.
+    trace_id: Option<TraceId>,
 }
 
 impl Record {
-    fn new(attempt: &Attempt<'_>) -> Self {
-        Self {
-            id: InvocationId::new(),
+    /// With the span that is as long as it takes.
+    fn begin(attempt: &Attempt<'_>) -> (Self, Span) {
+        let id = InvocationId::new();
+        let span = spans::begun(attempt, id);
+        let record = Self {
+            id,
             trigger_type: attempt.function.trigger_type.clone(),
             attempt: attempt.number,
             event_id: attempt.event_id,
             event: attempt.event.clone(),
             created_at: SystemTime::now(),
             begun: false,
-        }
+            trace: span.context().clone(),
+            trace_id: span.trace_id(),
+        };
+        (record, span)
     }
 
     fn row(&self, served: &Served, outcome: Option<Outcome>, cold_start: bool, timings: Timings) -> Invocation {
@@ -261,6 +291,17 @@ impl Record {
             timings,
             cpu_time: Duration::ZERO,
             peak_memory_bytes: 0,
+            trace_id: self.trace_id,
         }
     }
+}
+
+/// On the lines that are logged on its behalf. A call's have the trace already.
+fn log_span(attempt: &Attempt<'_>, record: &Record) -> tracing::Span {
+    let app = &attempt.served.version.app;
+    let span = tracing::info_span!("invocation", invocation_id = %record.id, %app, trace_id = tracing::field::Empty);
+    if let (Some(_), Some(trace_id)) = (attempt.event_id, record.trace_id) {
+        span.record("trace_id", tracing::field::display(trace_id));
+    }
+    span
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use super::{AppId, EventId, InvocationId, TriggerType, VersionNumber};
+use super::{AppId, EventId, InvocationId, TraceContext, TraceId, TriggerType, VersionNumber};
 
 /// JSON text that was checked to be one value, passed through as it came. Cheap to clone.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,6 +45,20 @@ pub enum FailureKind {
 }
 
 impl FailureKind {
+    /// As the API spells it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Thrown => "THROWN",
+            Self::TimedOut => "TIMED_OUT",
+            Self::OutOfMemory => "OUT_OF_MEMORY",
+            Self::Crashed => "CRASHED",
+            Self::InitFailed => "INIT_FAILED",
+            Self::BadResult => "BAD_RESULT",
+            Self::Collateral => "COLLATERAL",
+            Self::Overloaded => "OVERLOADED",
+        }
+    }
+
     /// Whether the same request may well succeed at once elsewhere: the function itself did nothing wrong.
     pub fn is_retryable(self) -> bool {
         matches!(self, Self::Collateral | Self::Overloaded)
@@ -138,6 +152,8 @@ pub struct Invocation {
     pub timings: Timings,
     pub cpu_time: Duration,
     pub peak_memory_bytes: u64,
+    /// Where others know its trace.
+    pub trace_id: Option<TraceId>,
 }
 
 impl Invocation {
@@ -217,4 +233,6 @@ pub struct Event {
     pub since: SystemTime,
     /// Functions that led to it, one by another's doing.
     pub hops: u32,
+    /// Of whoever reported it.
+    pub trace: Option<TraceContext>,
 }

@@ -9,6 +9,7 @@ mod invocation;
 mod isolation;
 mod limits;
 mod sdk;
+mod trace;
 mod trigger;
 mod verdict;
 mod version;
@@ -23,6 +24,7 @@ pub use invocation::{
 pub use isolation::{Layer, LayerName, Mode, Report};
 pub use limits::{Limits, LimitsError};
 pub use sdk::Sdk;
+pub use trace::{SpanId, TraceContext, TraceId};
 pub use trigger::{Catalogue, CatalogueError, Trigger, TriggerDeclaration, TriggerType};
 pub use verdict::{Decision, decide};
 pub use version::{

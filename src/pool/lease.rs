@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc::OwnedPermit;
 
-use crate::model::{InvocationId, RawJson, TriggerType};
+use crate::model::{InvocationId, RawJson, TraceContext, TriggerType};
 use crate::worker::{Job, Reply, Worker};
 
 use super::state::{LeaseId, WorkerId};
@@ -36,6 +36,8 @@ pub struct Request {
     pub invocation: InvocationId,
     pub attempt: u32,
     pub hops: u32,
+    /// What the function goes on with.
+    pub trace: TraceContext,
     pub event: RawJson,
     pub timeout: Duration,
 }
@@ -73,6 +75,7 @@ impl Lease {
             invocation: request.invocation,
             attempt: request.attempt,
             hops: request.hops,
+            trace: request.trace,
             event: request.event,
             timeout: request.timeout,
             on_free,

@@ -7,6 +7,8 @@ use tokio::sync::mpsc;
 
 use super::typecheck::{Report, TypeDiagnostic};
 use crate::metrics::series;
+use crate::model::TraceContext;
+use crate::traces::{Kind, Span};
 
 /// Steps on their way to the caller; when it does not read, the newer ones are lost, never the publish.
 const STEPS_QUEUED_MAX: usize = 4096;
@@ -25,19 +27,34 @@ pub struct Step {
 #[derive(Debug, Clone)]
 pub struct Progress {
     steps: mpsc::Sender<Step>,
-    /// The phase that it is in, and since when.
-    phase: Arc<Mutex<Option<(&'static str, Instant)>>>,
+    phase: Arc<Mutex<Option<Phase>>>,
+    /// Of the publish.
+    trace: TraceContext,
+}
+
+/// The phase that a publish is in.
+#[derive(Debug)]
+struct Phase {
+    name: &'static str,
+    since: Instant,
+    span: Span,
 }
 
 impl Progress {
-    pub fn new() -> (Self, mpsc::Receiver<Step>) {
+    pub fn new(trace: TraceContext) -> (Self, mpsc::Receiver<Step>) {
         let (steps, receiver) = mpsc::channel(STEPS_QUEUED_MAX);
-        (Self { steps, phase: Arc::default() }, receiver)
+        (Self { steps, phase: Arc::default(), trace }, receiver)
+    }
+
+    /// What a part of the phase goes on with.
+    pub fn trace(&self) -> TraceContext {
+        let phase = self.phase.lock().unwrap_or_else(PoisonError::into_inner);
+        phase.as_ref().map_or_else(|| self.trace.clone(), |phase| phase.span.context().clone())
     }
 
     #[cfg(test)]
     pub fn nowhere() -> Self {
-        Self::new().0
+        Self::new(TraceContext::begin(false, false)).0
     }
 
     pub fn say(&self, phase: &'static str, message: &str) {
@@ -52,11 +69,13 @@ impl Progress {
     /// The phase before it, if there is one, took until now.
     fn enter(&self, next: Option<&'static str>) {
         let mut current = self.phase.lock().unwrap_or_else(PoisonError::into_inner);
-        if current.map(|(phase, _)| phase) == next {
+        if current.as_ref().map(|phase| phase.name) == next {
             return;
         }
-        if let Some((phase, since)) = std::mem::replace(&mut *current, next.map(|next| (next, Instant::now()))) {
-            series().publish_phase(phase, since.elapsed());
+        let entered =
+            |name| Phase { name, since: Instant::now(), span: Span::within(&self.trace, Kind::Internal, name) };
+        if let Some(Phase { name, since, .. }) = std::mem::replace(&mut *current, next.map(entered)) {
+            series().publish_phase(name, since.elapsed());
         }
     }
 

@@ -26,6 +26,7 @@ use crate::metrics::{Running, series};
 use crate::model::{AppId, Catalogue, Sdk, Version, VersionNumber, VersionState};
 use crate::serving::{self, Serving};
 use crate::store::{NewVersion, PublishKey, Store};
+use crate::traces::{self, Kind, Span};
 
 use super::changes::Changes;
 use super::layer::Installer;
@@ -168,7 +169,11 @@ impl Publisher {
 
     /// Begins a publish. The steps end when it does.
     pub fn publish(&self, request: Request) -> (mpsc::Receiver<Step>, tokio::task::JoinHandle<Result<Version, Error>>) {
-        let (progress, steps) = Progress::new();
+        let mut span = Span::within(&traces::current(), Kind::Internal, "publish");
+        span.record(|span| {
+            span.set("chatfn.app.id", request.app.as_str()).set("chatfn.activate", request.activate);
+        });
+        let (progress, steps) = Progress::new(span.context().clone());
         let this = self.clone();
         let task = self.shared.running.spawn(async move {
             let began = Instant::now();
@@ -177,7 +182,14 @@ impl Publisher {
             if let Err(err) = &result {
                 tracing::debug!(%err, "publish failed");
             }
-            series().published(result.as_ref().map_or_else(Error::outcome, |_| "published"), began.elapsed());
+            let outcome = result.as_ref().map_or_else(Error::outcome, |_| "published");
+            series().published(outcome, began.elapsed());
+            span.record(|span| {
+                match &result {
+                    Ok(version) => span.set("chatfn.version", version.number.0),
+                    Err(_) => span.failed(outcome),
+                };
+            });
             result
         });
         (steps, task)

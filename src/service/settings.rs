@@ -5,13 +5,13 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 
 use crate::artifacts::{Artifacts, BlobsSettings};
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::history::History;
 use crate::model::{LayerName, Report};
 use crate::publish::{self, InstallLimits, Proxy, Registries, SourceLimits};
 use crate::sandbox::Sandbox;
 use crate::store::{Database, Postgres, QueueLimits};
-use crate::{invoke, pool, worker};
+use crate::{invoke, pool, traces, worker};
 
 pub(super) fn worker_config(
     config: &Config,
@@ -104,6 +104,12 @@ pub(super) fn publish_settings(config: &Config, isolation: &Report) -> publish::
         sdk: config.sdk.clone(),
         confines_egress: isolation.is_active(LayerName::Network),
     }
+}
+
+/// `None`: they are not sent.
+pub(super) fn traces_settings(config: &Config) -> Option<traces::Settings> {
+    let config::Traces { otlp_endpoint, sample_ratio, service_name } = config.traces.clone();
+    Some(traces::Settings { endpoint: otlp_endpoint?, sample_ratio, service_name })
 }
 
 pub(super) fn blobs_settings(config: &Config) -> BlobsSettings {

@@ -19,6 +19,7 @@ pub fn started(app_id: &str) -> Invocation {
         timings: Timings::default(),
         cpu_time: Duration::ZERO,
         peak_memory_bytes: 0,
+        trace_id: None,
     }
 }
 

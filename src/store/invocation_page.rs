@@ -13,7 +13,7 @@ pub const COUNTED_MAX: u64 = 100_000;
 /// What is left of a row whose JSON would make the page too large.
 const BARE: &str = "rowid AS seq, id, app_id, trigger_type, version, attempt, event_id, '{}' AS event_json, status,
     CAST(NULL AS TEXT) AS result_json, CAST(NULL AS TEXT) AS denied_reason, CAST(NULL AS TEXT) AS denied_code,
-    CAST(NULL AS TEXT) AS denied_json, CAST(NULL AS TEXT) AS error_json, created_at, finished_at, cold_start, queue_us, init_us, run_us, cpu_us, peak_memory_bytes";
+    CAST(NULL AS TEXT) AS denied_json, CAST(NULL AS TEXT) AS error_json, created_at, finished_at, cold_start, queue_us, init_us, run_us, cpu_us, peak_memory_bytes, trace_id";
 
 /// An invocation on a page.
 #[derive(Debug, Clone, PartialEq)]

@@ -8,7 +8,7 @@ use super::db::{self, Query, Row, Tx};
 use super::{Error, during};
 use crate::model::{
     Denial, FunctionFailure, Invocation, InvocationStatus, LogLevel, LogLine, LogSource, Outcome, RawJson, Timings,
-    TriggerType,
+    TraceId, TriggerType,
 };
 
 /// What is read of a row, by name: with `*` a statement that PostgreSQL has prepared fails once a migration adds a column.
@@ -32,8 +32,9 @@ macro_rules! insert_invocation {
     () => {
         "INSERT INTO invocations (id, app_id, trigger_type, version, attempt, event_id, event_json, created_at,
              status, result_json, denied_reason, denied_code, denied_json, error_json, finished_at, cold_start,
-             queue_us, init_us, run_us, cpu_us, peak_memory_bytes, replica)
-         SELECT $1, id, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22
+             queue_us, init_us, run_us, cpu_us, peak_memory_bytes, replica, trace_id)
+         SELECT $1, id, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22,
+             $23
          FROM apps WHERE id = $2 /*pg FOR KEY SHARE */ ON CONFLICT (id) DO "
     };
 }
@@ -67,6 +68,7 @@ async fn insert(tx: &mut Tx, sql: &'static str, i: &Invocation, replica: i64) ->
     let query = query.bind(i.finished_at.map(millis)).bind(i.cold_start).bind(micros(i.timings.queue));
     let query = query.bind(micros(i.timings.init)).bind(micros(i.timings.run)).bind(micros(i.cpu_time));
     let query = query.bind(signed(i.peak_memory_bytes)).bind(replica);
+    let query = query.bind(i.trace_id.map(|id| id.to_string()));
     query.execute(tx).await.map(|_| ()).map_err(during("record an invocation"))
 }
 
@@ -116,6 +118,7 @@ pub fn decode_invocation(row: &Row) -> Result<Invocation, Error> {
         },
         cpu_time: get_micros(row, "cpu_us")?,
         peak_memory_bytes: get_unsigned(row, "peak_memory_bytes")?,
+        trace_id: get::<Option<&str>>(row, "trace_id")?.and_then(TraceId::stored),
     })
 }
 

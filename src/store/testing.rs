@@ -180,6 +180,7 @@ pub fn event(app_id: &str) -> NewEvent {
         enqueued_at: at(0),
         batch: None,
         hops: 0,
+        trace: None,
         dead: None,
     }
 }

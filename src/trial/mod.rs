@@ -12,9 +12,10 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::artifacts::Manifest;
-use crate::model::{Function, InvocationId, LogLine, Outcome, RawJson, Timings, Version};
+use crate::model::{Function, InvocationId, LogLine, Outcome, RawJson, Timings, TraceContext, Version};
 use crate::pool;
 use crate::serving::{Served, Serving};
+use crate::traces::{Kind, Span};
 use crate::worker::StartError;
 
 pub use replay::{Ended, Recorded, Replay, Replayed};
@@ -44,6 +45,7 @@ pub struct Trial {
     served: Arc<Served>,
     lines: mpsc::Receiver<LogLine>,
     wait_max: Duration,
+    trace: TraceContext,
 }
 
 /// One event for a function.
@@ -64,7 +66,7 @@ pub struct Tried {
 }
 
 impl Trial {
-    /// `lines_max`: of the log; the others are lost. `wait_max`: for a worker.
+    /// `lines_max`: of the log; the others are lost. `wait_max`: for a worker. `trace`: of whoever asks for it.
     pub fn start(
         serving: &Serving,
         mut version: Version,
@@ -72,11 +74,12 @@ impl Trial {
         manifest: &Manifest,
         lines_max: usize,
         wait_max: Duration,
+        trace: TraceContext,
     ) -> Self {
         version.limits.workers_min = 0;
         let (logs, lines) = mpsc::channel(lines_max.max(1));
         let served = serving.prepare_aside(version, environment, manifest, logs);
-        Self { serving: serving.clone(), served, lines, wait_max }
+        Self { serving: serving.clone(), served, lines, wait_max, trace }
     }
 
     pub fn version(&self) -> &Version {
@@ -103,12 +106,14 @@ impl Trial {
                     return Err(Error::AtCapacity(err.to_string()));
                 }
             };
+            let span = Span::within(&self.trace, Kind::Internal, "run");
             let (queue, init) = (asked.elapsed(), lease.cold().unwrap_or_default());
             let request = pool::Request {
                 trigger_type: function.trigger_type.clone(),
                 invocation: event.invocation,
                 attempt: event.attempt,
                 hops: 0,
+                trace: span.context().clone(),
                 event: event.json.clone(),
                 timeout: function.timeout,
             };

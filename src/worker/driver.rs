@@ -311,6 +311,7 @@ impl Driver {
             attempt: job.attempt,
             hops: job.hops,
             timeout_ms,
+            trace: (&job.trace).into(),
             event,
         };
         let body = protocol::invoke(&id, &params);

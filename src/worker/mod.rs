@@ -24,7 +24,7 @@ use tokio::time::timeout;
 use crate::config::Egress;
 use crate::model::{
     AppId, FailureKind, FunctionFailure, FunctionModule, InvocationId, Limits, LogLine, Module, Outcome, RawJson, Sdk,
-    TriggerType, VersionNumber,
+    TraceContext, TriggerType, VersionNumber,
 };
 use crate::sandbox::{self, Child, Mount, Network, Pipes, Profile, Sandbox, Spec};
 
@@ -116,6 +116,8 @@ pub struct Job {
     pub attempt: u32,
     /// Functions that led to the event, one by another's doing.
     pub hops: u32,
+    /// What the function goes on with.
+    pub trace: TraceContext,
     pub event: RawJson,
     /// From now until the caller is answered.
     pub timeout: Duration,

@@ -7,7 +7,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use crate::model::{Denial, FailureKind, FunctionFailure, FunctionModule, LogLevel, Module, Outcome, RawJson, Sdk};
+use crate::model::{
+    Denial, FailureKind, FunctionFailure, FunctionModule, LogLevel, Module, Outcome, RawJson, Sdk, TraceContext,
+};
 
 /// Longest text that we keep of an error's message, stack or name; the shim cuts earlier.
 const TEXT_BYTES_MAX: usize = 64 << 10;
@@ -54,7 +56,23 @@ pub struct Invoke<'a> {
     pub attempt: u32,
     pub hops: u32,
     pub timeout_ms: u64,
+    pub trace: Trace<'a>,
     pub event: &'a RawValue,
+}
+
+/// Where in a trace the function runs.
+#[derive(Debug, Serialize)]
+pub struct Trace<'a> {
+    traceparent: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tracestate: Option<&'a str>,
+    onward: bool,
+}
+
+impl<'a> From<&'a TraceContext> for Trace<'a> {
+    fn from(context: &'a TraceContext) -> Self {
+        Self { traceparent: context.traceparent(), tracestate: context.tracestate(), onward: context.onward }
+    }
 }
 
 #[derive(Serialize)]

@@ -13,6 +13,7 @@ use crate::invoke::Call;
 use crate::model::{InvocationId, Scope, TriggerType, VersionNumber};
 use crate::proto::{self, invocation_service_server::InvocationService};
 use crate::store::{InvocationFilter, LogFilter};
+use crate::traces;
 
 use super::{Invocations, PAGE_BYTES_MAX, PUBLISH, READ, Streamed, allowed, caller};
 
@@ -49,6 +50,7 @@ impl InvocationService for Invocations {
             deliver_at: request.deliver_at.map(|at| convert::time("deliver_at", at)).transpose()?,
             hops,
             deadline,
+            trace: traces::current(),
         });
         Ok(Response::new(convert::answer(answer.await?)))
     }

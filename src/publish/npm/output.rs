@@ -179,7 +179,7 @@ mod tests {
 
     #[test]
     fn paths_of_the_machine_are_not_told() {
-        let (progress, mut steps) = Progress::new();
+        let (progress, mut steps) = Progress::new(crate::model::TraceContext::begin(false, false));
         let mut output =
             Output::new(&progress, Path::new("/data/tmp/layer-x"), Path::new("/usr/lib/npm/bin/npm-cli.js"));
         for line in [

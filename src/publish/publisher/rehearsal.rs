@@ -7,7 +7,8 @@ use tokio_util::sync::CancellationToken;
 use super::draft::draft as draft_of;
 use super::{Error, Publisher};
 use crate::model::{
-    AppId, Decision, Function, InvocationId, LogLine, RawJson, Timings, TriggerType, VersionNumber, decide,
+    AppId, Decision, Function, InvocationId, LogLine, RawJson, Timings, TraceContext, TriggerType, VersionNumber,
+    decide,
 };
 use crate::publish::changes::{Changes, is_of};
 use crate::publish::functions::{Code, FunctionDecl};
@@ -15,6 +16,7 @@ use crate::publish::progress::Progress;
 use crate::publish::turns::Build;
 use crate::publish::{InvalidSpec, ProjectSpec, TypeCheck, TypeCheckError, TypeReport};
 use crate::serving;
+use crate::traces;
 use crate::trial::{Event, LINES_MAX, Trial, Tried};
 
 /// A function that nobody has published yet.
@@ -53,8 +55,9 @@ impl Publisher {
     pub async fn rehearse(&self, draft: Draft) -> Result<Rehearsed, Error> {
         let (this, gone) = (self.clone(), CancellationToken::new());
         let _hangs_up = gone.clone().drop_guard();
+        let trace = traces::current();
         // It leaves files to be swept.
-        self.detached(async move { Box::pin(this.rehearse_now(draft, &gone)).await }).await
+        self.detached(async move { Box::pin(this.rehearse_now(draft, trace, &gone)).await }).await
     }
 
     /// The type errors of sources that nobody has published. Nothing is kept.
@@ -67,17 +70,19 @@ impl Publisher {
     pub async fn check_sources(&self, app: AppId, spec: ProjectSpec) -> Result<TypeReport, Error> {
         let (this, gone) = (self.clone(), CancellationToken::new());
         let _hangs_up = gone.clone().drop_guard();
-        self.detached(async move { this.check_sources_now(&app, spec, &gone).await }).await
+        let trace = traces::current();
+        self.detached(async move { this.check_sources_now(&app, spec, trace, &gone).await }).await
     }
 
     async fn check_sources_now(
         &self,
         app: &AppId,
         spec: ProjectSpec,
+        trace: TraceContext,
         gone: &CancellationToken,
     ) -> Result<TypeReport, Error> {
         let _waiting = self.wait_in_line()?;
-        let (progress, _nobody_watches) = Progress::new();
+        let (progress, _nobody_watches) = Progress::new(trace);
         let build = self.begin_aside(app).await?;
         // On the heap: it is large, and it travels.
         let work = Box::pin(async {
@@ -108,7 +113,12 @@ impl Publisher {
         Ok(state.begin_build())
     }
 
-    async fn rehearse_now(&self, draft: Draft, gone: &CancellationToken) -> Result<Rehearsed, Error> {
+    async fn rehearse_now(
+        &self,
+        draft: Draft,
+        trace: TraceContext,
+        gone: &CancellationToken,
+    ) -> Result<Rehearsed, Error> {
         let shared = &self.shared;
         let _waiting = self.wait_in_line()?;
         let app = &draft.app;
@@ -118,7 +128,7 @@ impl Publisher {
         let newest = shared.store.newest_version(app).await?;
         let (start, mut spec) = self.changed(app, Changes::default(), newest).await?;
         self.put_draft(&mut spec, &draft);
-        let (progress, _nobody_watches) = Progress::new();
+        let (progress, _nobody_watches) = Progress::new(trace.clone());
         let (project, built) = self.compile(spec, true, &progress).await?;
         let function = project.functions.iter().find(|function| function.trigger_type == draft.trigger_type).cloned();
         let function = function.ok_or_else(|| InvalidSpec::EntryNotFound {
@@ -132,7 +142,9 @@ impl Publisher {
             let manifest = self.assemble(&project, &built, &mut version, &build, &progress).await?;
             let environment = project.environment.clone();
             let wait_max = shared.settings.verify_timeout;
-            let trial = Trial::start(&shared.serving, version.clone(), environment, &manifest, LINES_MAX, wait_max);
+            progress.end();
+            let (serving, version) = (&shared.serving, version.clone());
+            let trial = Trial::start(serving, version, environment, &manifest, LINES_MAX, wait_max, trace);
             let event = Event { invocation: InvocationId::new(), attempt: 1, json: draft.event.clone() };
             let tried = trial.run(&function, event).await;
             let lines = trial.end().await;

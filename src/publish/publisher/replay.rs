@@ -7,8 +7,9 @@ use tokio::task::JoinHandle;
 
 use super::{Error, Publisher};
 use crate::artifacts::Manifest;
-use crate::model::{AppId, TriggerType, Version, VersionNumber};
+use crate::model::{AppId, TraceContext, TriggerType, Version, VersionNumber};
 use crate::publish::progress::Progress;
+use crate::traces;
 use crate::trial::{Recorded, Replay, Replayed, Trial};
 
 /// Those that wait for a slow reader.
@@ -54,22 +55,27 @@ impl Publisher {
         request: ReplayRequest,
     ) -> (mpsc::Receiver<Replayed>, JoinHandle<Result<ReplaySummary, Error>>) {
         let (sender, receiver) = mpsc::channel(QUEUED_MAX);
-        let this = self.clone();
+        let (this, trace) = (self.clone(), traces::current());
         let task = self.shared.running.spawn(async move {
             let stop = this.shared.stop.clone();
             tokio::select! {
-                result = this.replay_now(request, sender) => result,
+                result = this.replay_now(request, trace, sender) => result,
                 () = stop.cancelled() => Err(Error::Draining),
             }
         });
         (receiver, task)
     }
 
-    async fn replay_now(&self, request: ReplayRequest, to: mpsc::Sender<Replayed>) -> Result<ReplaySummary, Error> {
+    async fn replay_now(
+        &self,
+        request: ReplayRequest,
+        trace: TraceContext,
+        to: mpsc::Sender<Replayed>,
+    ) -> Result<ReplaySummary, Error> {
         let _waiting = self.wait_in_line()?;
         let ReplayRequest { app, version, last, trigger_type, allow_egress } = request;
         let (version, environment, manifest, _files) = self.shared.serving.program(&app, version).await?;
-        let trial = self.replay_trial(version, environment, &manifest, allow_egress)?;
+        let trial = self.replay_trial(version, environment, &manifest, allow_egress, trace)?;
         let recorded = Recorded::new(self.shared.store.clone(), app, trigger_type, last);
         let result = tokio::select! {
             result = self.replay_to(&to, &trial, recorded) => result,
@@ -107,7 +113,8 @@ impl Publisher {
     ) -> Result<(), Error> {
         let Verification { last, changed_max, allow_egress } = verification;
         progress.say("replay", &format!("running up to {last} recorded invocations"));
-        let trial = self.replay_trial(version.clone(), environment.clone(), manifest, allow_egress)?;
+        let (environment, trace) = (environment.clone(), progress.trace());
+        let trial = self.replay_trial(version.clone(), environment, manifest, allow_egress, trace)?;
         let recorded = Recorded::new(self.shared.store.clone(), version.app.clone(), None, last);
         let result = self.replay_and_tell(&trial, recorded, progress).await;
         trial.end().await;
@@ -148,6 +155,7 @@ impl Publisher {
         environment: BTreeMap<String, String>,
         manifest: &Manifest,
         allow_egress: bool,
+        trace: TraceContext,
     ) -> Result<Trial, Error> {
         let shared = &self.shared;
         if !allow_egress {
@@ -156,6 +164,7 @@ impl Publisher {
             }
             "none".clone_into(&mut version.limits.egress);
         }
-        Ok(Trial::start(&shared.serving, version, environment, manifest, 1, shared.settings.verify_timeout))
+        let wait_max = shared.settings.verify_timeout;
+        Ok(Trial::start(&shared.serving, version, environment, manifest, 1, wait_max, trace))
     }
 }

@@ -9,7 +9,7 @@ use super::super::db::{self, Builder, Tx, Value};
 use super::super::{Error, during};
 use super::backlog::Backlog;
 use super::{DeadReason, Enqueued, NewEvent, batch};
-use crate::model::{AppId, Batch, EventId};
+use crate::model::{AppId, Batch, EventId, TraceContext};
 
 const WAITING: i64 = 5;
 const VERB: &str = "enqueue an event";
@@ -122,9 +122,10 @@ async fn flush(
 async fn insert(tx: &mut Tx, events: &[&NewEvent], ids: &[EventId]) -> Result<HashMap<EventId, i64>, Error> {
     let mut query = Builder::new(
         "INSERT INTO events (id, app_id, trigger_type, version, payload_json, ordering_key, idempotency_key, state,
-             attempt, due_at, enqueued_at, since, hops, finished_at, reason, batch_max, batch_wait_ms, place)
+             attempt, due_at, enqueued_at, since, hops, finished_at, reason, batch_max, batch_wait_ms,
+             traceparent, tracestate, place)
          SELECT column2, a.id, column4, column5, column6, column7, column8, column9, 0, column10, column11,
-             column12, column13, column14, column15, column16, column17, (SELECT COALESCE(MAX(seq), 0) + 1 FROM events)
+             column12, column13, column14, column15, column16, column17, column18, column19, (SELECT COALESCE(MAX(seq), 0) + 1 FROM events)
          FROM (VALUES ",
     );
     query.push_rows(events.iter().zip(ids).enumerate().map(|(index, (event, id))| row(index, event, *id)));
@@ -174,6 +175,8 @@ fn row(index: usize, event: &NewEvent, id: EventId) -> Vec<Value<'_>> {
         event.dead.map(DeadReason::as_str).into(),
         batch.map(|batch| i64::from(batch.max_size)).into(),
         batch.map(|batch| span_millis(batch.max_wait)).into(),
+        event.trace.as_ref().map(TraceContext::traceparent).into(),
+        event.trace.as_ref().and_then(TraceContext::tracestate).into(),
     ]
 }
 

@@ -27,7 +27,8 @@ use super::db::{self, Builder, Row, Tx};
 use super::{Error, Store, during};
 use crate::metrics::{self, series};
 use crate::model::{
-    AppId, Batch, Event, EventId, FailureKind, FunctionFailure, InvocationId, RawJson, TriggerType, VersionNumber,
+    AppId, Batch, Event, EventId, FailureKind, FunctionFailure, InvocationId, RawJson, TraceContext, TriggerType,
+    VersionNumber,
 };
 
 pub use backlog::{Backlog, Limits as QueueLimits};
@@ -52,6 +53,8 @@ pub struct NewEvent {
     pub enqueued_at: SystemTime,
     /// Functions that led to it, one by another's doing.
     pub hops: u32,
+    /// What its attempts go on with.
+    pub trace: Option<TraceContext>,
     /// It must not run: a dead letter from the start, for this reason.
     pub dead: Option<DeadReason>,
 }
@@ -416,5 +419,12 @@ fn decode(row: &Row) -> Result<Event, Error> {
         attempts_before: get_u32(row, "attempts_before")?,
         since: get_time(row, "since")?,
         hops: get_u32(row, "hops")?,
+        trace: trace(row)?,
     })
+}
+
+/// One that does not read loses nobody's event.
+fn trace(row: &Row) -> Result<Option<TraceContext>, Error> {
+    let (parent, state): (Option<&str>, Option<&str>) = (get(row, "traceparent")?, get(row, "tracestate")?);
+    Ok(parent.and_then(|parent| TraceContext::parse(parent, state)))
 }
