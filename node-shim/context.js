@@ -5,6 +5,7 @@ const { freeze } = require('./primordials.js');
 const { createLog } = require('./console.js');
 const deadline = require('./deadline.js');
 const { deny } = require('./denial.js');
+const trace = require('./trace.js');
 
 /** @typedef {import('./invocation.js').Invocation} Invocation */
 /**
@@ -32,6 +33,8 @@ function createContext(shared, invocation) {
   const { fn } = invocation;
   /** @type {object | null} */
   let log = null;
+  /** @type {object | null} */
+  let place = null;
   return {
     // Not the context's own: whoever spreads or prints a context must not build an SDK by it.
     __proto__: shared.prototype,
@@ -39,6 +42,9 @@ function createContext(shared, invocation) {
     function: fn.info,
     trigger: fn.trigger,
     invocation: freeze({ id: invocation.invocationId, attempt: invocation.attempt, hops: invocation.hops }),
+    get trace() {
+      return (place ??= trace.describe(invocation.trace));
+    },
     get signal() {
       return deadline.signal(invocation);
     },

@@ -22,7 +22,8 @@ const { cpuMicros, usageSince } = require('./usage.js');
  *   resultBytesMax: number,
  * }} LoadedFunction
  */
-/** @typedef {{ invocationId: string, attempt: number, hops: number, timeoutMs: number, event: unknown }} Params */
+/** @typedef {import('./trace.js').Trace} Trace */
+/** @typedef {{ invocationId: string, attempt: number, hops: number, timeoutMs: number, trace: Trace, event: unknown }} Params */
 
 let lastSeq = 0;
 
@@ -42,6 +43,7 @@ function createInvocation(idJson, params, fn, arrivedAt) {
     invocationId: params.invocationId,
     attempt: params.attempt,
     hops: params.hops,
+    trace: params.trace,
     timeoutMs: params.timeoutMs,
     deadline: arrivedAt + params.timeoutMs,
     answered: false,

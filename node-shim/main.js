@@ -16,6 +16,7 @@ const logs = require('./logs.js');
 const scope = require('./scope.js');
 const { hideShim, showCpus } = require('./surroundings.js');
 const { quote } = require('./text.js');
+const { isTrace } = require('./trace.js');
 
 const NOT_JSON = -32700;
 const NOT_A_REQUEST = -32600;
@@ -75,8 +76,8 @@ function invoke(idJson, params) {
   if (application === null) return channel.respondError(idJson, NOT_A_REQUEST, 'invoke comes after initialize');
   if (!isRecord(params) || typeof own(params, 'triggerType') !== 'string' || typeof own(params, 'invocationId') !== 'string' ||
       !isInteger(own(params, 'attempt')) || !isInteger(own(params, 'hops')) ||
-      typeof own(params, 'timeoutMs') !== 'number' || !hasOwn(params, 'event')) {
-    return channel.respondError(idJson, BAD_PARAMS, 'invoke takes triggerType, invocationId, attempt, hops, timeoutMs, event');
+      typeof own(params, 'timeoutMs') !== 'number' || !isTrace(own(params, 'trace')) || !hasOwn(params, 'event')) {
+    return channel.respondError(idJson, BAD_PARAMS, 'invoke takes triggerType, invocationId, attempt, hops, timeoutMs, trace, event');
   }
   const fn = mapGet(application.functions, params.triggerType);
   if (fn === undefined) return channel.respondError(idJson, BAD_PARAMS, `no function for ${params.triggerType}`);

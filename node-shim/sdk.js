@@ -8,6 +8,7 @@ const {
 const { messageOf } = require('./failure.js');
 const { requireAsTenant } = require('./loader.js');
 const scope = require('./scope.js');
+const { addHeaders } = require('./trace.js');
 
 /** As configured. @typedef {{ package: string, export: string, property: string, options: object }} Spec */
 /** A text: literals and variables. @typedef {(string | { name: string, optional: boolean })[]} Template */
@@ -75,7 +76,7 @@ function build(spec, options) {
   // Arrow functions and methods have no prototype: there is nothing to construct.
   const instance = hasOwn(found, 'prototype') ? construct(found, [options]) : apply(found, undefined, [options]);
   if (name === CHATKITTY) {
-    tellHops(instance);
+    tellWhere(instance);
     addOlderNames(instance);
   }
   return instance;
@@ -91,17 +92,17 @@ function addOlderNames(instance) {
 }
 
 /**
- * Has every request say how many functions led to it, so that functions that trigger themselves come to an end. The client asks its
- * configuration for headers as it makes a request, in the async context of its caller; nothing that others share is changed.
+ * Has every request say how many functions led to it, so that functions that trigger themselves come to an end, and which trace it
+ * belongs to. The client asks its configuration for headers as it makes a request, in the async context of its caller; nothing that others share is changed.
  * @param {any} instance
  */
-function tellHops(instance) {
+function tellWhere(instance) {
   const configuration = instance.apiConfiguration;
   if (typeof configuration !== 'object' || configuration.baseOptions !== undefined) return; // Another version: works, untold.
   const baseOptions = {};
   const headers = () => {
     const invocation = scope.current();
-    return invocation === null ? {} : { [HOPS]: `${invocation.hops + 1}` };
+    return invocation === null ? {} : addHeaders(invocation.trace, { [HOPS]: `${invocation.hops + 1}` });
   };
   defineGetter(baseOptions, 'headers', headers, true);
   configuration.baseOptions = baseOptions;

@@ -96,7 +96,7 @@ const GETTERS: [(&str, &str); 20] = [
 ];
 
 /// What the context has whatever the SDK is called.
-const CONTEXT: [(&str, &str, &str); 10] = [
+const CONTEXT: [(&str, &str, &str); 11] = [
     ("app", "{ readonly id: string }", ""),
     ("function", "{ readonly name: string; readonly version: number }", ""),
     ("trigger", "{ readonly type: string; readonly blocking: boolean }", ""),
@@ -105,6 +105,7 @@ const CONTEXT: [(&str, &str, &str); 10] = [
         "{ readonly id: string; readonly attempt: number; readonly hops: number }",
         "`attempt` counts from 1; `hops` says how many functions' events led to this one.",
     ),
+    ("trace", "ChatFunctions.Trace", "Where in a distributed trace it runs; send `traceparent` and `tracestate` on."),
     ("signal", "AbortSignal", "Aborted at the deadline."),
     ("remainingMs", "() => number", "Until the deadline."),
     ("env", "ChatFunctions.Environment", "The app's environment variables, as when the worker started."),

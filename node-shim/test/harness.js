@@ -14,6 +14,9 @@ const frame = (message) => {
   return `Content-Length: ${Buffer.byteLength(body)}\r\n\r\n${body}`;
 };
 
+/** Of a trace that nobody else knows. */
+const TRACE = { traceparent: '00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00', onward: false };
+
 class Worker {
   /** @param {import('node:test').TestContext} t @param {Record<string, string>} files @param {string[]} args */
   constructor(t, files = {}, args = []) {
@@ -107,7 +110,7 @@ class Worker {
 
   invoke(event = {}, params = {}) {
     return this.request('invoke', {
-      triggerType: 'UserSentMessage', invocationId: 'inv1', attempt: 1, hops: 0, timeoutMs: 60_000, event, ...params,
+      triggerType: 'UserSentMessage', invocationId: 'inv1', attempt: 1, hops: 0, timeoutMs: 60_000, trace: TRACE, event, ...params,
     });
   }
 
@@ -133,4 +136,4 @@ async function serve(t, source, { env = {}, files, ...params } = {}) {
   return worker;
 }
 
-module.exports = { Worker, fn, frame, serve };
+module.exports = { TRACE, Worker, fn, frame, serve };

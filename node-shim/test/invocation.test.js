@@ -1,7 +1,7 @@
 'use strict';
 const { test } = require('node:test');
 const assert = require('node:assert/strict');
-const { fn, serve } = require('./harness.js');
+const { TRACE, fn, serve } = require('./harness.js');
 
 /** The outcome of a handler with this body. */
 async function outcomeOf(t, body, { params, ...options } = {}) {
@@ -11,19 +11,28 @@ async function outcomeOf(t, body, { params, ...options } = {}) {
 
 test('context has the fields of the contract', async (t) => {
   const { value } = await outcomeOf(t, `
-    const { app, function: fn, trigger, invocation, signal, env, log, deny } = context;
+    const { app, function: fn, trigger, invocation, trace, signal, env, log, deny } = context;
     env.SECRET = 'changed'; app.id = 'changed';
-    return { app, fn, trigger, invocation, aborted: signal.aborted, left: context.remainingMs(), secret: env.SECRET,
+    return { app, fn, trigger, invocation, trace, frozen: Object.isFrozen(trace) && context.trace === trace, aborted: signal.aborted, left: context.remainingMs(), secret: env.SECRET,
       same: context.signal === signal, log: Object.keys(log), deny: typeof deny, keys: Object.keys(context) };`,
   { env: { SECRET: 's3' }, params: { invocationId: 'inv9', attempt: 3, hops: 2, timeoutMs: 5000 } });
   assert.ok(value.left > 3000 && value.left <= 5000, String(value.left));
   delete value.left;
   assert.deepEqual(value, {
     app: { id: 'app1' }, fn: { name: 'F', version: 7 }, trigger: { type: 'UserSentMessage', blocking: true },
-    invocation: { id: 'inv9', attempt: 3, hops: 2 }, aborted: false, secret: 's3', same: true,
+    invocation: { id: 'inv9', attempt: 3, hops: 2 }, frozen: true,
+    trace: { traceId: '4bf92f3577b34da6a3ce929d0e0e4736', spanId: '00f067aa0ba902b7', sampled: false, traceparent: TRACE.traceparent },
+    aborted: false, secret: 's3', same: true,
     log: ['debug', 'info', 'warn', 'error'], deny: 'function',
-    keys: ['app', 'function', 'trigger', 'invocation', 'signal', 'remainingMs', 'env', 'log', 'initialization', 'deny'],
+    keys: ['app', 'function', 'trigger', 'invocation', 'trace', 'signal', 'remainingMs', 'env', 'log', 'initialization', 'deny'],
   });
+});
+
+test('context.trace has the state that came with it, and no other', async (t) => {
+  const trace = { traceparent: TRACE.traceparent.replace(/00$/, '01'), tracestate: 'a=1', onward: true };
+  const worker = await serve(t, 'exports.handleEvent = (event, { trace }) => [trace.sampled, trace.tracestate, "tracestate" in trace]');
+  assert.deepEqual(await worker.outcome({}, { trace }), { value: [true, 'a=1', true] });
+  assert.deepEqual(await worker.outcome({}), { value: [false, null, false] });
 });
 
 test('the signal aborts with a TimeoutError at the deadline', async (t) => {

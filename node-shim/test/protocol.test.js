@@ -1,7 +1,7 @@
 'use strict';
 const { test } = require('node:test');
 const assert = require('node:assert/strict');
-const { Worker, fn, frame, serve } = require('./harness.js');
+const { TRACE, Worker, fn, frame, serve } = require('./harness.js');
 
 const ECHO = 'exports.handleEvent = (event) => ({ echo: event });';
 
@@ -24,7 +24,7 @@ test('a handshake: ready, initialize, invoke, shutdown', async (t) => {
 
 test('frames may be cut anywhere and may share a chunk', async (t) => {
   const worker = await serve(t, ECHO, { concurrency: 50 });
-  const params = { triggerType: 'UserSentMessage', invocationId: 'i', attempt: 1, hops: 0, timeoutMs: 1000 };
+  const params = { triggerType: 'UserSentMessage', invocationId: 'i', attempt: 1, hops: 0, timeoutMs: 1000, trace: TRACE };
   const invoke = (id, event) => frame({ jsonrpc: '2.0', id, method: 'invoke', params: { ...params, event } });
   worker.sendRaw(invoke('a1', 1) + invoke('a2', 2) + invoke('a3', 'ü'));
   for (const id of ['a1', 'a2', 'a3']) await worker.message((m) => m.id === id);
@@ -50,6 +50,9 @@ test('requests out of order or unknown are refused with the codes of JSON-RPC', 
   assert.equal((await worker.request('reboot', {})).error.code, -32601);
   assert.equal((await worker.invoke({}, { triggerType: 'Nope' })).error.code, -32602);
   assert.equal((await worker.invoke({}, { timeoutMs: 'soon' })).error.code, -32602);
+  for (const trace of [undefined, null, {}, { traceparent: 1, onward: true }, { ...TRACE, tracestate: 1 }]) {
+    assert.equal((await worker.invoke({}, { trace })).error.code, -32602);
+  }
   worker.send('{"jsonrpc":');
   await worker.message((m) => m.error?.code === -32700);
   worker.send('[]');

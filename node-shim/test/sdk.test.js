@@ -58,6 +58,16 @@ test('each invocation\'s requests tell its own hops', async (t) => {
   assert.deepEqual([first, second], [{ value: { 'x-chatfn-hops': '1' } }, { value: { 'x-chatfn-hops': '4' } }]);
 });
 
+test('each invocation\'s requests tell its own trace, if others know that', async (t) => {
+  const worker = await serving(t, 'Object.prototype.tracestate = "no"; return context.ChatKitty.Users.ask()', { concurrency: 2 });
+  const trace = (id, more) => ({ traceparent: `00-${id.repeat(32)}-00f067aa0ba902b7-01`, onward: true, ...more });
+  const traces = [trace('a'), trace('b', { tracestate: 'k=v' }), trace('c', { onward: false })];
+  const told = await Promise.all(traces.slice(0, 2).map((trace) => worker.outcome({}, { trace })));
+  told.push(await worker.outcome({}, { trace: traces[2] }));
+  assert.deepEqual(told.map(({ value }) => [value.traceparent, value.tracestate]), [
+    [traces[0].traceparent, undefined], [traces[1].traceparent, 'k=v'], [undefined, undefined]]);
+});
+
 test('missing variables are named, and their values never told', async (t) => {
   const worker = await serving(t, 'return context.getUserApi()', { env: { ID: 'id1', SECRET: '' } });
   const { failed } = await worker.outcome({});

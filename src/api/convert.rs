@@ -299,6 +299,7 @@ pub(super) fn invocation(invocation: Invocation, logs: Vec<LogLine>) -> proto::I
         timings: Some(timings(invocation.timings)),
         cpu_time: Some(span(invocation.cpu_time)),
         peak_memory_bytes: invocation.peak_memory_bytes,
+        trace_id: invocation.trace_id.map(|id| id.to_string()).unwrap_or_default(),
         logs: logs.into_iter().map(log_entry).collect(),
         ..proto::Invocation::default()
     };

@@ -142,6 +142,7 @@ struct Invocation<'a> {
     timings: Option<Timings>,
     cpu_time: Option<String>,
     peak_memory_bytes: u64,
+    trace_id: &'a str,
     /// Of one in full.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     logs: Vec<LogEntry<'a>>,
@@ -168,6 +169,7 @@ pub fn invocation(invocation: &proto::Invocation) -> anyhow::Result<String> {
         timings: invocation.timings.map(Timings::from),
         cpu_time: span(invocation.cpu_time),
         peak_memory_bytes: invocation.peak_memory_bytes,
+        trace_id: &invocation.trace_id,
         logs: invocation.logs.iter().map(LogEntry::from).collect(),
     })
 }

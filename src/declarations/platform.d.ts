@@ -151,6 +151,20 @@ declare namespace ChatFunctions {
     error(...values: unknown[]): void;
   }
 
+  /** W3C Trace Context: https://www.w3.org/TR/trace-context/ */
+  interface Trace {
+    /** 32 hexadecimal digits; what logs of other services know the trace by. */
+    readonly traceId: string;
+    /** 16 hexadecimal digits: of the span that this invocation runs in. */
+    readonly spanId: string;
+    /** Whether spans of the trace are recorded. */
+    readonly sampled: boolean;
+    /** For the header of that name. */
+    readonly traceparent: string;
+    /** For the header of that name, if the caller sent one. */
+    readonly tracestate?: string;
+  }
+
   /** For clients of older guides: what a method is given is not checked, and older methods' names are taken. */
   type Older<Client> = {
     [Method in keyof Client]: Client[Method] extends (...values: any[]) => infer Result

@@ -25,6 +25,7 @@ fn there_is_a_type_of_every_trigger_types_event() {
     }
     assert!(text.contains("type UserTriggeredEvent = UserTriggeredEventEvent;"));
     assert!(text.contains("readonly \"ChatKitty\": ChatFunctions.Client;") && text.contains("getUserApi():"));
+    assert!(text.contains("readonly trace: ChatFunctions.Trace;") && text.contains("interface Trace {"));
     assert_eq!(text.matches("\"API_KEY\": string;").count(), 2);
 }
 

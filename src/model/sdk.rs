@@ -72,7 +72,7 @@ impl From<Written> for Sdk {
 
 impl Sdk {
     /// What `context` has of its own, or will not have: nobody's SDK takes these names.
-    const TAKEN: [&str; 13] = [
+    const TAKEN: [&str; 14] = [
         "app",
         "constructor",
         "deny",
@@ -84,6 +84,7 @@ impl Sdk {
         "remainingMs",
         "signal",
         "then",
+        "trace",
         "trigger",
         "__proto__",
     ];

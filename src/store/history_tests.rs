@@ -78,7 +78,8 @@ async fn each_outcome_survives() {
         Outcome::Denied(Denial { reason: "no".to_owned(), code: String::new(), data: None }),
         Outcome::Failed(failure),
     ];
-    let mut expected = vec![Invocation { event_id: Some(EventId::new()), attempt: 3, ..started("shop") }];
+    let trace_id = Some(crate::model::TraceId::random());
+    let mut expected = vec![Invocation { event_id: Some(EventId::new()), attempt: 3, trace_id, ..started("shop") }];
     expected.extend(outcomes.map(|outcome| ended(&started("shop"), outcome)));
     record(&store, expected.iter().cloned().map(HistoryItem::Started)).await;
     record(&store, expected[1..].iter().cloned().map(HistoryItem::Finished)).await;

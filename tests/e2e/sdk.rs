@@ -20,6 +20,7 @@ use crate::inspect::map;
 struct Heard {
     what: String,
     hops: String,
+    traceparent: String,
     body: Value,
 }
 
@@ -80,6 +81,7 @@ async fn api(
     platform.heard.lock().expect("lock").push(Heard {
         what: format!("{method} {uri}"),
         hops: text("x-chatfn-hops"),
+        traceparent: text("traceparent"),
         body: body.clone(),
     });
     match body["name"].as_str() {
@@ -134,7 +136,7 @@ async function handleEvent(event: { username: string }, context: any) {
 }"#;
 
 #[tokio::test]
-async fn chatkittys_sdk_gets_one_token_for_many_calls_and_tells_hops() {
+async fn chatkittys_sdk_gets_one_token_for_many_calls_and_tells_hops_and_trace() {
     let (platform, address) = Platform::start().await;
     let server = service(address).await;
     let one_worker = proto::Limits { concurrency: 4, workers_max: 1, ..Default::default() };
@@ -145,25 +147,30 @@ async fn chatkittys_sdk_gets_one_token_for_many_calls_and_tells_hops() {
     let message = json!({ "type": "TEXT", "body": "jane is here" });
     let answer = app.login("jane").await.json();
     assert_eq!(answer, json!([201, { "id": 7, "echo": jane }, { "id": 7, "echo": message }]));
-    let heard = |what: &str, hops: &str, body| Heard { what: what.to_owned(), hops: hops.to_owned(), body };
+    let heard = |what: &str, hops: &str, body| {
+        let traceparent = String::new(); // Nobody else knows of that trace.
+        Heard { what: what.to_owned(), hops: hops.to_owned(), traceparent, body }
+    };
     let expected = [heard("POST /v1/users", "1", jane), heard("POST /v1/channels/17/messages", "1", message)];
     assert_eq!(platform.heard(), expected);
 
-    // At the same time in one process: each with its own count.
+    // At the same time in one process: each with its own count and trace.
+    let traceparent = |hops: u32| format!("00-4bf92f3577b34da6a3ce929d0e0e473{hops}-00f067aa0ba902b7-01");
     let calls = [0, 2, 4].map(|hops| {
         let mut call = tonic::Request::new(app.call(LOGIN, &json!({ "username": format!("u{hops}") }).to_string()));
         call.metadata_mut().insert("x-chatfn-hops", hops.into());
+        call.metadata_mut().insert("traceparent", traceparent(hops).parse().expect("ascii"));
         let mut client = server.invocations();
         async move { client.invoke(call).await.expect("an answer").into_inner().json() }
     });
     futures_util::future::join_all(calls).await;
     let heard = platform.heard();
     assert_eq!(heard.len(), 6, "{heard:?}");
-    for Heard { hops, body, .. } in heard {
+    for Heard { hops, traceparent: seen, body, .. } in heard {
         let text = body.to_string();
         let own: u32 =
             ["u0", "u2", "u4"].iter().find(|name| text.contains(**name)).expect("one")[1..].parse().expect("a number");
-        assert_eq!(hops, (own + 1).to_string(), "{text}");
+        assert_eq!((hops, seen), ((own + 1).to_string(), traceparent(own)), "{text}");
     }
     assert_eq!(*platform.tokens.lock().expect("lock"), ["client:secret"]);
     server.stop().await;

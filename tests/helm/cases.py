@@ -42,6 +42,7 @@ EVERYTHING = {
         "egress": {"deny": ["198.51.100.0/24"], "dedicated": {"shop.eu": {"allow": [{"network": "10.9.0.0/16", "ports": [443]}]}}},
     },
     "drain": {"timeoutSeconds": 120, "delaySeconds": 15},
+    "traces": {"otlpEndpoint": "http://otel.observability:4317", "sampleRatio": 0.1},
     "extraEnv": [{"name": "HTTPS_PROXY", "value": "http://proxy:3128"}],
     "extraVolumes": [{"name": "more", "emptyDir": {}}],
     "extraVolumeMounts": [{"name": "more", "mountPath": "/more"}],
@@ -59,6 +60,7 @@ EVERYTHING = {
         "egress": {
             "database": {"to": [{"ipBlock": {"cidr": "10.1.2.3/32"}}]},
             "objectStorage": {"to": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "storage"}}}], "port": 9000},
+            "traces": {"to": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "observability"}}}]},
             "extra": [{"to": [{"ipBlock": {"cidr": "10.9.0.0/16"}}], "ports": [{"port": 443}]}],
         },
     },
@@ -103,6 +105,7 @@ CASES = {
     "root": {**SHARED, "isolation": {"profile": "root"}},
     "no network policy": {**SHARED, "networkPolicy": {"enabled": False}},
     "no web": {**SHARED, "networkPolicy": {"egress": {**EVERYTHING["networkPolicy"]["egress"], "web": {"enabled": False}}}},
+    "traces": {**SHARED, "traces": {"otlpEndpoint": "https://otel.example:4317"}},
     "metrics": {**SHARED, "metrics": EVERYTHING["metrics"]},
     "no migration job": {**SHARED, "database": {"existingSecret": "database", "migrationJob": False}},
     "no service account": {**SHARED, "serviceAccount": {"create": False}},

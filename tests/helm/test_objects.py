@@ -3,6 +3,7 @@
 import json
 import re
 
+import pytest
 import yaml
 
 from cases import EVERYTHING, SECRETS, SHARED, TOKEN
@@ -117,6 +118,17 @@ def test_ports_are_those_of_the_containers(release):
     liveness = re.search(r'const LIVENESS: &str = "(\w+)"', (ROOT / "src" / "drain.rs").read_text())[1]
     for probe, service in [("startupProbe", {}), ("readinessProbe", {}), ("livenessProbe", {"service": liveness})]:
         assert release.container[probe]["grpc"] == {"port": ports["admin"]} | service
+
+
+@pytest.mark.parametrize("case, peers", [
+    ("shared", None), ("traces", []),
+    ("everything", [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "observability"}}}]),
+])
+def test_traces_get_out_where_they_are_sent(case, peers):
+    release = rendered_case(case)
+    (policy,) = [policy for policy in release.of("NetworkPolicy") if component(policy) == "server"]
+    rules = [rule for rule in policy["spec"]["egress"] if {"port": 4317} in rule["ports"]]
+    assert [rule.get("to", []) for rule in rules] == ([] if peers is None else [peers])
 
 
 def test_routes_lead_to_a_service_of_ours(release):

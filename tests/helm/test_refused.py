@@ -35,12 +35,15 @@ REFUSED = [
     ({"oidc": {"issuer": "http://login.example", "audience": "chatfn"}}, ["/oidc/issuer"]),
     ({"tls": {"clientCa": {"optional": "yes"}}}, ["/tls/clientCa/optional"]),
     ({"metrics": {"prometheusRule": "yes"}}, ["/metrics/prometheusRule"]),
+    ({"traces": {"sampleRatio": 2}}, ["/traces/sampleRatio"]),
+    ({"traces": {"otlpEndpoint": "otel:4317"}}, ["/traces/otlpEndpoint"]),
+    ({"traces": {"otlpEndpoint": "http://user:secret@otel:4317"}}, ["/traces/otlpEndpoint"]),
     ({"topologySpread": "always"}, ["/topologySpread"]),
     ({"service": {"port": 0}}, ["/service/port"]),
     ({"podAnnotations": {"on": True}}, ["/podAnnotations/on"]),
     ({"metrics": {"interval": "often"}}, ["/metrics/interval"]),
     # What the chart sets itself.
-    *[({"config": {name: "x"}}, [f"/config/{name}"]) for name in ["listen", "database_url", "isolation", "drain_delay", "drain_timeout", "tls"]],
+    *[({"config": {name: "x"}}, [f"/config/{name}"]) for name in ["listen", "database_url", "isolation", "drain_delay", "drain_timeout", "tls", "traces"]],
     ({"config": {"Idle-TTL": "5m"}}, ["/config", "'Idle-TTL'"]),
     # Half of something.
     ({"ingress": {"enabled": True}}, ["/ingress/hosts"]),

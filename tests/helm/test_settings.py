@@ -53,6 +53,7 @@ def test_numbers_stay_whole_and_tables_stay_tables():
     assert settings["egress"]["dedicated"]["shop.eu"]["allow"] == [{"network": "10.9.0.0/16", "ports": [443]}]
     assert settings["trigger_types"][0]["schema"] == {"type": "object", "required": ["order"]}
     assert settings["trusted_proxies"] == ["10.244.0.0/16", "fd00:10:244::/56"]
+    assert settings["traces"] == {"otlp_endpoint": "http://otel.observability:4317", "sample_ratio": 0.1}
     assert settings["oidc"] == {
         "issuer": "https://login.example", "audience": "chatfn", "jwks_url": "https://login.example/keys", "scopes_claim": "roles",
         "app_claim": "tenant",

@@ -73,6 +73,13 @@
 {{- end -}}
 {{- $_ := set $settings "oidc" $oidc -}}
 {{- end -}}
+{{- if $values.traces.otlpEndpoint -}}
+{{- $traces := dict "otlp_endpoint" $values.traces.otlpEndpoint -}}
+{{- if not (kindIs "invalid" $values.traces.sampleRatio) -}}
+{{- $_ := set $traces "sample_ratio" $values.traces.sampleRatio -}}
+{{- end -}}
+{{- $_ := set $settings "traces" $traces -}}
+{{- end -}}
 {{- toJson $settings -}}
 {{- end -}}
 

@@ -61,6 +61,7 @@ fn resource(row: &PagedInvocation, function_id: u64, number: Option<u64>) -> Val
         "status": status,
         "versionNumber": number.unwrap_or_default(),
         "truncated": row.bare,
+        "traceId": invocation.trace_id.map(|id| id.to_string()),
         "_links": links([("function", format!("/v1/functions/{function_id}"))]),
     })
 }

@@ -208,6 +208,29 @@ async fn the_same_key_under_another_trigger_or_app_is_another_order() {
 }
 
 #[tokio::test]
+async fn an_event_keeps_its_trace_through_retries_and_one_that_does_not_read_costs_nothing() {
+    const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let (_dir, store) = store_with_app().await;
+    let trace = TraceContext::parse(PARENT, Some("a=1,b=2"));
+    let bare = TraceContext::parse(&PARENT.replace("-01", "-00"), None);
+    assert!(trace.is_some() && bare.is_some());
+    let traces = [trace, bare, None];
+    for (payload, trace) in (1..).zip(traces.clone()) {
+        add(&store, NewEvent { trace, ..keyed(&format!("k{payload}"), payload) }).await;
+    }
+    let seen = |claimed: &[ClaimedEvent]| claimed.iter().map(|one| one.event.trace.clone()).collect::<Vec<_>>();
+    let first = claim(&store, 10, 1).await;
+    assert_eq!(seen(&first), traces);
+    for claimed in &first {
+        assert!(finish(&store, claimed, retry(2)).await);
+    }
+    assert_eq!(seen(&claim(&store, 10, 2).await), traces);
+    let damage = "UPDATE events SET traceparent = 'nonsense'";
+    db::query(damage).execute(store.write()).await.expect("damage");
+    assert_eq!(seen(&claim(&store, 10, 200).await), [None, None, None]);
+}
+
+#[tokio::test]
 async fn an_older_event_that_returns_waits_for_the_one_in_flight() {
     let (_dir, store) = store_with_app().await;
     add(&store, keyed("a", 1)).await;
