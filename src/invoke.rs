@@ -23,7 +23,6 @@ use crate::model::{
 };
 use crate::serving::{self, Served, Serving};
 use crate::store::{self, DeadReason, Enqueued, NewEvent, Store};
-use crate::traces::{Kind, Span};
 
 pub use attempt::Attempt;
 
@@ -305,12 +304,7 @@ impl Invoker {
             return Err(Error::TooFarAhead { limit: schedule_max });
         }
         let dead = (call.hops > hops_max).then_some(DeadReason::Loop);
-        let mut span = Span::within(&call.trace, Kind::Producer, "enqueue");
-        span.record(|span| {
-            span.set("messaging.system", "chatfn").set("messaging.operation.type", "send");
-            span.set("messaging.destination.name", function.trigger_type.as_str());
-            span.set("chatfn.app.id", call.app.as_str());
-        });
+        let mut span = spans::enqueuing(&call.trace, &call.app, &function.trigger_type);
         let queued = self.shared.store.enqueue(NewEvent {
             app: call.app,
             trigger_type: function.trigger_type.clone(),
@@ -325,14 +319,9 @@ impl Invoker {
             trace: Some(span.context().clone()).filter(|trace| trace.onward),
             dead,
         });
-        let queued = queued.await.inspect_err(|_| {
-            span.record(|span| {
-                span.failed("NOT_STORED");
-            });
-        })?;
-        span.record(|span| {
-            span.set("messaging.message.id", queued.event_id.to_string()).set("chatfn.duplicate", queued.duplicate);
-        });
+        let queued = queued.await;
+        spans::enqueued(&mut span, &queued);
+        let queued = queued?;
         if !queued.duplicate {
             served.metrics.enqueued(&function.trigger_type);
             if let Some(reason) = dead {

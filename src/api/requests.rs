@@ -122,10 +122,11 @@ fn tell_end(span: &mut Span, response: &Response, code: &str) {
         let number = code.parse::<u32>().unwrap_or_default();
         let failed = if is_grpc(response) {
             span.set("rpc.grpc.status_code", number);
-            use tonic::Code;
-            let ours = [Code::Unknown, Code::DeadlineExceeded, Code::Unimplemented, Code::Internal];
-            ours.contains(&Code::from(number.cast_signed()))
-                || matches!(Code::from(number.cast_signed()), Code::Unavailable | Code::DataLoss)
+            use tonic::Code::{DataLoss, DeadlineExceeded, Internal, Unavailable, Unimplemented, Unknown};
+            matches!(
+                tonic::Code::from(number.cast_signed()),
+                Unknown | DeadlineExceeded | Unimplemented | Internal | Unavailable | DataLoss
+            )
         } else {
             span.set("http.response.status_code", number);
             response.status().is_server_error()

@@ -45,6 +45,9 @@ pub fn record(invocation: &proto::Invocation) -> String {
         (None, None) => lines.push(result(&invocation.result_json)),
     }
     lines.push(logs_and_timings(invocation));
+    if !invocation.trace_id.is_empty() {
+        lines.push(field("trace", &invocation.trace_id));
+    }
     lines.retain(|text| !text.is_empty());
     lines.join("\n")
 }

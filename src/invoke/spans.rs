@@ -3,10 +3,32 @@
 use std::time::SystemTime;
 
 use super::{Attempt, Error, Ran};
-use crate::model::{InvocationId, Outcome};
+use crate::model::{AppId, InvocationId, Outcome, TraceContext, TriggerType};
 use crate::pool::{self, Lease};
+use crate::store::{self, Enqueued};
 use crate::traces::{Kind, Recording, Span};
 use crate::worker::Reply;
+
+pub fn enqueuing(trace: &TraceContext, app: &AppId, trigger_type: &TriggerType) -> Span {
+    let mut span = Span::within(trace, Kind::Producer, "enqueue");
+    span.record(|span| {
+        span.set("messaging.system", "chatfn").set("messaging.operation.type", "send");
+        span.set("messaging.destination.name", trigger_type.as_str()).set("chatfn.app.id", app.as_str());
+    });
+    span
+}
+
+pub fn enqueued(span: &mut Span, queued: &Result<Enqueued, store::Error>) {
+    span.record(|span| {
+        match queued {
+            Ok(queued) => {
+                span.set("messaging.message.id", queued.event_id.to_string()).set("chatfn.duplicate", queued.duplicate)
+            }
+            Err(store::Error::QueueFull { .. }) => span.failed("QUEUE_FULL"),
+            Err(_) => span.failed("NOT_STORED"),
+        };
+    });
+}
 
 /// An attempt at an event is one of the queue's consumer; a blocking one is a part of its call.
 pub fn begun(attempt: &Attempt<'_>, id: InvocationId) -> Span {

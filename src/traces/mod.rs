@@ -4,12 +4,15 @@
 //! OpenTelemetry collector is configured and the trace is sampled, else one costs a load and a branch. What has ended goes through a
 //! bounded queue to [`sender`], the only one that knows OpenTelemetry; whatever becomes of the collector, no call waits for it or fails.
 //! What each span is, `docs/traces.md` says.
+#![cfg_attr(
+    not(feature = "otlp"),
+    allow(dead_code, reason = "without it nobody reads what is recorded, and nothing is")
+)]
 
 #[cfg(feature = "otlp")]
 mod sender;
 mod span;
 
-use std::future::Future;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;

@@ -12,6 +12,7 @@ mod cli_logs;
 mod cli_publish;
 mod cli_settings;
 mod cli_trials;
+#[cfg(feature = "otlp")]
 mod collector;
 mod commands;
 mod concurrent;
@@ -63,6 +64,7 @@ mod shutdown;
 mod smoke;
 mod tampering;
 mod tls;
+#[cfg(feature = "otlp")]
 mod traces;
 mod trials;
 mod typecheck;

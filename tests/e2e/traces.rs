@@ -130,7 +130,7 @@ async fn a_cold_start_is_a_part_of_the_wait_and_a_failure_is_told_by_its_kind() 
 }
 
 #[tokio::test]
-async fn an_events_attempts_are_in_its_callers_trace_also_when_it_is_redriven() {
+async fn an_events_attempts_are_in_its_callers_trace() {
     let (collector, server) = with_collector(&[]).await;
     let app = Publish::sent("demo", FAILS_ONCE).retry(2, Duration::from_millis(1)).on(&server).await;
     let headers = [("traceparent", &*parent("01")), ("tracestate", "vendor=1")];
