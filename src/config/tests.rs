@@ -82,6 +82,7 @@ fn lists_inside_of_a_table_are_json_in_a_flag_too() {
     assert!(refused.contains("memry"), "{refused}");
 }
 
+#[cfg(feature = "otlp")]
 #[test]
 fn where_traces_go_is_read_from_the_file_and_from_flags() {
     let file = "[traces]\notlp_endpoint = 'http://collector:4317'\nsample_ratio = 1";
