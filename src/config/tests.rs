@@ -82,6 +82,23 @@ fn lists_inside_of_a_table_are_json_in_a_flag_too() {
     assert!(refused.contains("memry"), "{refused}");
 }
 
+#[cfg(feature = "otlp")]
+#[test]
+fn where_traces_go_is_read_from_the_file_and_from_flags() {
+    let file = "[traces]\notlp_endpoint = 'http://collector:4317'\nsample_ratio = 1";
+    let config = load(file, &[("traces.sample_ratio", "0.25"), ("traces.service_name", "chat")]).expect("valid");
+    let expected = Traces {
+        otlp_endpoint: Some("http://collector:4317".to_owned()),
+        sample_ratio: 0.25,
+        service_name: "chat".to_owned(),
+    };
+    assert_eq!(config.traces, expected);
+    let integer = load(file, &[]).expect("valid");
+    assert_eq!(integer.traces.sample_ratio, 1.0);
+    let refused = load("", &[("traces.sample_ratio", "often")]).unwrap_err();
+    assert!(refused.contains("often"), "{refused}");
+}
+
 #[test]
 fn where_traces_go_is_read_from_the_file_and_from_flags() {
     let file = "[traces]\notlp_endpoint = 'http://collector:4317'\nsample_ratio = 1";

@@ -15,7 +15,8 @@ use crate::model::{
 macro_rules! invocation_columns {
     () => {
         "id, app_id, trigger_type, version, attempt, event_id, event_json, status, result_json, denied_reason, denied_code,
-         denied_json, error_json, created_at, finished_at, cold_start, queue_us, init_us, run_us, cpu_us, peak_memory_bytes"
+         denied_json, error_json, created_at, finished_at, cold_start, queue_us, init_us, run_us, cpu_us, peak_memory_bytes,
+         trace_id"
     };
 }
 pub(super) use invocation_columns;

@@ -125,13 +125,15 @@ def reached(rule, address):
     return False
 
 
-def test_only_the_database_may_be_anywhere(release):
+def test_only_the_database_and_traces_may_be_anywhere(release):
     if not release.values["networkPolicy"]["enabled"]:
         return
     anywhere = [rule["ports"][0]["port"] for rule in rules(release, "server", "egress") if "to" not in rule]
-    assert set(anywhere) <= {5432}
+    assert set(anywhere) <= {5432, 4317}
     assert (5432 in anywhere) == (bool(release.values["database"]["existingSecret"])
                                   and not release.values["networkPolicy"]["egress"]["database"]["to"])
+    assert (4317 in anywhere) == (bool(release.values["traces"]["otlpEndpoint"])
+                                  and not release.values["networkPolicy"]["egress"]["traces"]["to"])
 
 
 def test_what_functions_never_reach_is_the_same_for_service_and_policy():

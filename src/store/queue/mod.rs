@@ -139,7 +139,7 @@ pub struct AttemptEnd {
 macro_rules! event_columns {
     () => {
         "seq, id, app_id, trigger_type, version, payload_json, ordering_key, state, attempt, attempts_before, due_at, since,
-         enqueued_at, finished_at, hops, reason, batch_max"
+         enqueued_at, finished_at, hops, reason, batch_max, traceparent, tracestate"
     };
 }
 use event_columns;
