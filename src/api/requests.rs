@@ -4,7 +4,7 @@
 //! initial metadata). It stands on every line that is logged on the call's behalf.
 
 use std::collections::HashSet;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 use std::time::Instant;
 
 use axum::Router;
@@ -20,6 +20,10 @@ use uuid::Uuid;
 
 use crate::metrics::{OTHER, series};
 use crate::proto;
+
+/// The id of a call, among its request's extensions.
+#[derive(Debug, Clone)]
+pub(super) struct RequestId(pub Arc<str>);
 
 const REQUEST_ID: &str = "x-request-id";
 const REQUEST_ID_BYTES_MAX: usize = 128;
@@ -41,8 +45,9 @@ pub(super) fn follow(router: Router) -> Router {
     router.layer(from_fn(answer))
 }
 
-async fn answer(request: Request, next: Next) -> Response {
-    let id = request_id(request.headers());
+async fn answer(mut request: Request, next: Next) -> Response {
+    let id: Arc<str> = request_id(request.headers()).into();
+    request.extensions_mut().insert(RequestId(Arc::clone(&id)));
     let method = label(&request);
     let span = tracing::info_span!("request", request_id = %id);
     let began = Instant::now();

@@ -22,7 +22,7 @@ use axum::middleware::{Next, from_fn_with_state};
 use axum::response::Response;
 use tonic::Status;
 
-use crate::model::{AppId, ClientId, Credential, Scope, Scopes};
+use crate::model::{Actor, ActorKind, AppId, ClientId, Credential, Scope, Scopes};
 use crate::store::{self, Secret256, Store};
 
 use known::Known;
@@ -36,11 +36,31 @@ pub use oidc::Oidc;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Caller {
     /// May do everything with every app.
-    Operator,
+    Operator(Operator),
     /// Acts for one app.
     Client { app: AppId, client_id: ClientId, scopes: Scopes },
     /// Acts for these apps until its issuer's token expires.
-    Federated { apps: Vec<AppId>, scopes: Scopes, expires_at: SystemTime },
+    Federated { apps: Vec<AppId>, scopes: Scopes, expires_at: SystemTime, subject: Subject },
+}
+
+/// How an operator is known. All of them may do the same.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Operator {
+    /// No authentication is configured.
+    Local,
+    /// By the content of `operator_token_file`.
+    Token,
+    Credential(ClientId),
+    /// Until its issuer's token expires.
+    Federated { subject: Subject, expires_at: SystemTime },
+}
+
+/// Whom an issuer's token is about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Subject {
+    pub issuer: String,
+    /// Empty where the token does not say.
+    pub id: String,
 }
 
 /// Why nobody is known to call.
@@ -113,7 +133,9 @@ impl Auth {
     pub(super) async fn caller(&self, headers: &HeaderMap, extensions: &Extensions) -> Result<Caller, Refused> {
         let mut values = headers.get_all(AUTHORIZATION).iter();
         match (values.next(), values.next()) {
-            (None, _) if self.shared.operator.is_none() && self.shared.oidc.is_none() => Ok(Caller::Operator),
+            (None, _) if self.shared.operator.is_none() && self.shared.oidc.is_none() => {
+                Ok(Caller::Operator(Operator::Local))
+            }
             (None, _) => Err(Refused::NoToken),
             (Some(value), None) => {
                 let value = value.to_str().map_err(|_| Refused::NoToken)?;
@@ -128,7 +150,8 @@ impl Auth {
         let held_off = self.shared.failures.held_off(source);
         if self.shared.operator.is_some_and(|operator| blake3::hash(token.as_bytes()) == operator) {
             // The right one, too: else there would be no end of guesses.
-            return held_off.map_or(Ok(Caller::Operator), |wait| Err(Refused::TooMany(wait)));
+            let operator = Caller::Operator(Operator::Token);
+            return held_off.map_or(Ok(operator), |wait| Err(Refused::TooMany(wait)));
         }
         let found = match (tokens::secret_hash(token), &self.shared.oidc) {
             (Some(sha256), _) => self.by_secret(&sha256, held_off).await,
@@ -218,24 +241,47 @@ impl Auth {
         let (shared, caller) = (Arc::clone(&self.shared), caller.clone());
         async move {
             match caller {
-                Caller::Client { client_id, .. } => shared.known.gone(client_id).await,
-                Caller::Federated { expires_at, .. } => {
+                Caller::Client { client_id, .. } | Caller::Operator(Operator::Credential(client_id)) => {
+                    shared.known.gone(client_id).await;
+                }
+                Caller::Federated { expires_at, .. } | Caller::Operator(Operator::Federated { expires_at, .. }) => {
                     tokio::time::sleep(expires_at.duration_since(SystemTime::now()).unwrap_or_default()).await;
                 }
-                Caller::Operator => std::future::pending().await,
+                Caller::Operator(Operator::Local | Operator::Token) => std::future::pending().await,
             }
         }
     }
 }
 
 impl Caller {
+    pub fn is_operator(&self) -> bool {
+        matches!(self, Self::Operator(_))
+    }
+
+    /// As the audit log knows it.
+    pub(super) fn actor(&self, request_id: &str) -> Actor {
+        let credential = |client_id: &ClientId| (client_id.to_string(), String::new());
+        let federated = |subject: &Subject| (subject.id.clone(), subject.issuer.clone());
+        let nobody = || (String::new(), String::new());
+        let (kind, (id, issuer)) = match self {
+            Self::Client { client_id, .. } => (ActorKind::Credential, credential(client_id)),
+            Self::Operator(Operator::Credential(client_id)) => (ActorKind::OperatorCredential, credential(client_id)),
+            Self::Operator(Operator::Token) => (ActorKind::OperatorToken, nobody()),
+            Self::Operator(Operator::Local) => (ActorKind::Local, nobody()),
+            Self::Federated { subject, .. } | Self::Operator(Operator::Federated { subject, .. }) => {
+                (ActorKind::Oidc, federated(subject))
+            }
+        };
+        Actor { kind, id, issuer, request_id: request_id.to_owned() }
+    }
+
     /// Whether it has one of these scopes, and for this app.
     ///
     /// # Errors
     /// It has not.
     pub fn may(&self, app: &AppId, needs: &[Scope]) -> Result<(), Denied> {
         match self {
-            Self::Operator => Ok(()),
+            Self::Operator(_) => Ok(()),
             Self::Client { app: own, .. } if own != app => {
                 Err(Denied::OtherApp { own: own.clone(), other: app.clone() })
             }
@@ -258,7 +304,7 @@ impl Caller {
     /// It is no operator.
     pub fn may_everything(&self) -> Result<(), Denied> {
         match self {
-            Self::Operator => Ok(()),
+            Self::Operator(_) => Ok(()),
             Self::Client { scopes, .. } | Self::Federated { scopes, .. } => {
                 Err(Denied::Scope { needs: vec![Scope::Operator], has: *scopes })
             }
@@ -271,7 +317,7 @@ impl Caller {
     /// It has less itself.
     pub fn may_give(&self, given: Scopes) -> Result<(), Denied> {
         match self {
-            Self::Operator => Ok(()),
+            Self::Operator(_) => Ok(()),
             Self::Client { scopes, .. } | Self::Federated { scopes, .. } if scopes.contains_all(given) => Ok(()),
             Self::Client { scopes, .. } | Self::Federated { scopes, .. } => Err(Denied::Escalation { has: *scopes }),
         }
@@ -291,7 +337,7 @@ impl From<TokenError> for Refused {
 fn caller_of(credential: &Credential, scopes: Scopes) -> Result<Caller, Refused> {
     match &credential.app {
         Some(app) => Ok(Caller::Client { app: app.clone(), client_id: credential.client_id, scopes }),
-        None if scopes.contains(Scope::Operator) => Ok(Caller::Operator),
+        None if scopes.contains(Scope::Operator) => Ok(Caller::Operator(Operator::Credential(credential.client_id))),
         None => Err(Refused::Invalid),
     }
 }
