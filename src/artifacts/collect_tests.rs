@@ -21,7 +21,11 @@ async fn what_no_version_uses_is_collected_when_it_is_old_enough() {
     let fleet = Fleet::start().await;
     let node = fleet.node(PLENTY, Duration::from_millis(1));
     let (kept, gone) = (fleet.publish(&node, "one", "l1").await, fleet.publish(&node, "two", "l2").await);
-    fleet.store.activate_version(&kept.app, kept.number, std::time::SystemTime::now(), actor()).await.expect("activate");
+    fleet
+        .store
+        .activate_version(&kept.app, kept.number, std::time::SystemTime::now(), actor())
+        .await
+        .expect("activate");
     fleet.store.delete_version(&gone.app, gone.number, actor()).await.expect("delete");
     let foreign = fleet.server.blobs("").remove(0).with_file_name("readme.txt");
     fs::write(&foreign, "not ours").expect("write");

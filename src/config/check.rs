@@ -67,7 +67,7 @@ impl Config {
     }
 
     /// With the least each may be.
-    fn spans(&self) -> [(&'static str, Duration, Duration); 14] {
+    fn spans(&self) -> [(&'static str, Duration, Duration); 15] {
         [
             ("idempotency_window", self.idempotency_window, Duration::ZERO),
             ("database_timeout", self.database_timeout, MOMENT),
@@ -78,6 +78,7 @@ impl Config {
             ("idle_ttl", self.idle_ttl, MOMENT),
             ("worker_age_max", self.worker_age_max, MOMENT),
             ("history_retention", self.history_retention, MOMENT),
+            ("audit_retention", self.audit_retention, MOMENT),
             ("install_timeout", self.install_timeout, MOMENT),
             ("typecheck_timeout", self.typecheck_timeout, MOMENT),
             ("drain_timeout", self.drain_timeout, MOMENT),
@@ -168,6 +169,7 @@ mod tests {
             ("idle_ttl", ["1ms", "3650days"], ["0s", "18446744073709551615s"]),
             ("worker_age_max", ["1ms", "3650days"], ["0s", "18446744073709551615s"]),
             ("history_retention", ["1ms", "3650days"], ["0s", "18446744073709551615s"]),
+            ("audit_retention", ["1ms", "3650days"], ["0s", "18446744073709551615s"]),
             ("install_timeout", ["1ms", "3650days"], ["0s", "18446744073709551615s"]),
             ("typecheck_timeout", ["1ms", "3650days"], ["0s", "18446744073709551615s"]),
             ("drain_timeout", ["1ms", "3650days"], ["0s", "18446744073709551615s"]),

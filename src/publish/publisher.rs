@@ -30,6 +30,7 @@ use crate::store::{NewVersion, PublishKey, Store};
 use super::changes::Changes;
 use super::layer::Installer;
 use super::progress::{Progress, Step};
+use super::refusals::Refusals;
 use super::turns::{App, Build, Ticket, Turns};
 use super::typecheck::{Checker, TypeCheck};
 use super::{ProjectSpec, SourceLimits};
@@ -106,6 +107,7 @@ struct Shared {
     /// A hostile source can cost the transpiler seconds and hundreds of MiB (see `prescan.rs`).
     transpiles: Semaphore,
     checker: Checker,
+    refusals: Refusals,
     waiting: AtomicUsize,
     running: TaskTracker,
     stop: CancellationToken,
@@ -176,6 +178,7 @@ impl Publisher {
             builds,
             transpiles: Semaphore::new(TRANSPILES_MAX),
             checker,
+            refusals: Refusals::default(),
             waiting: AtomicUsize::new(0),
             running: TaskTracker::new(),
             stop: CancellationToken::new(),
@@ -224,8 +227,9 @@ impl Publisher {
     async fn recorded(&self, app: &AppId, Failed { error, recorded }: Failed, actor: &Actor) -> Error {
         // What was not even taken on is no publish, and there would be no end of it.
         let refused = matches!(error, Error::TooMany | Error::Draining | Error::Store(_));
-        if !recorded && !refused {
-            let written = self.shared.store.record_refused_publish(app, error.reason(), actor).await;
+        let left_out = if recorded || refused { None } else { self.shared.refusals.count(app, Instant::now()) };
+        if let Some(left_out) = left_out {
+            let written = self.shared.store.record_refused_publish(app, error.reason(), left_out, actor).await;
             if let Err(err) = written {
                 tracing::error!(%app, %err, "failed to write the audit log's entry of a failed publish");
             }

@@ -176,7 +176,8 @@ pub(super) async fn ensure(tx: &mut Tx, app: &AppId, now: SystemTime, actor: &Ac
 /// Nothing where there is no such app. Its credentials end with it, and each is told of.
 async fn record_delete(tx: &mut Tx, app: &AppId, actor: &Actor) -> Result<(), Error> {
     const VERB: &str = "read what goes with an app";
-    let query = db::query("SELECT (SELECT COUNT(*) FROM versions WHERE app_id = id) AS versions FROM apps WHERE id = $1");
+    let query =
+        db::query("SELECT (SELECT COUNT(*) FROM versions WHERE app_id = id) AS versions FROM apps WHERE id = $1");
     let Some(row) = query.bind(app.as_str()).fetch_optional(&mut *tx).await.map_err(during(VERB))? else {
         return Ok(());
     };

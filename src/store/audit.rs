@@ -75,7 +75,7 @@ impl<'a> Record<'a> {
     fn row(self, id: AuditId) -> Vec<db::Value<'a>> {
         let mut details = self.details.to_string();
         if details.len() > DETAILS_BYTES_MAX {
-            details = json!({ "left_out": true }).to_string();
+            details = json!({ "too_long": true }).to_string();
         }
         vec![
             id.to_string().into(),
@@ -113,13 +113,22 @@ pub(super) async fn write_as(tx: &mut Tx, records: Vec<(AuditId, Record<'_>)>) -
 }
 
 impl Store {
-    /// A publish that failed before there was a version: nothing changed, so the entry stands alone.
+    /// A publish that failed before there was a version: nothing changed, so the entry stands alone. `left_out`: so many like it have
+    /// no entry.
     ///
     /// # Errors
     /// The store cannot be written.
-    pub async fn record_refused_publish(&self, app: &AppId, reason: &str, actor: &Actor) -> Result<(), Error> {
+    pub async fn record_refused_publish(
+        &self,
+        app: &AppId,
+        reason: &str,
+        left_out: u64,
+        actor: &Actor,
+    ) -> Result<(), Error> {
         let mut tx = self.begin(RECORD).await?;
-        Record::new(actor, app, AuditAction::VersionPublish).failed(reason).write(&mut tx).await?;
+        let record = Record::new(actor, app, AuditAction::VersionPublish).failed(reason);
+        let details = if left_out > 0 { json!({ "left_out": left_out }) } else { json!({}) };
+        record.details(details).write(&mut tx).await?;
         tx.commit().await.map_err(during(RECORD))
     }
 

@@ -37,7 +37,15 @@ fn credential(of: Option<&str>) -> Credential {
 }
 
 async fn create(store: &Store, new: &Credential, count_max: u32) -> Result<CreateCredential, Error> {
-    store.create_credential(new, new.client_id.as_bytes().repeat(2)[..].try_into().expect("32"), count_max, true, actor()).await
+    store
+        .create_credential(
+            new,
+            new.client_id.as_bytes().repeat(2)[..].try_into().expect("32"),
+            count_max,
+            true,
+            actor(),
+        )
+        .await
 }
 
 async fn publish(store: &Store, environment: &[(&str, &str)], activate: bool) -> VersionNumber {
@@ -88,7 +96,7 @@ async fn every_change_of_an_app_is_told_in_the_order_in_which_it_came() {
     for _ in 0..2 {
         store.revoke_credential(revoked.client_id, Some(&app("shop")), actor()).await.expect("revoke");
     }
-    store.record_refused_publish(&app("shop"), "INVALID_PATH", actor()).await.expect("record");
+    store.record_refused_publish(&app("shop"), "INVALID_PATH", 0, actor()).await.expect("record");
     store.delete_app(&app("shop"), actor()).await.expect("delete");
     store.delete_app(&app("shop"), actor()).await.expect("delete");
 
@@ -203,23 +211,25 @@ async fn nothing_changes_that_cannot_be_told() {
         store.revoke_credential(kept.client_id, None, actor()).await.err(),
         store.activate_version(&shop, two, at(1), actor()).await.err(),
         store.delete_version(&shop, two, actor()).await.err(),
-        store.delete_app(&shop, actor()).await.err(),
         store.update_app(&shop, AppChange { rate_burst: Some(Some(1)), ..AppChange::default() }, actor()).await.err(),
         store.fail_version(&shop, three, ("no", "NO"), actor()).await.err(),
         store.purge_dead_letters(&shop, &Letters::ALL, 9, actor()).await.err(),
         store.redrive(&shop, &Letters::ALL, 9, at(1), actor()).await.err(),
     ];
     assert!(refused.iter().all(Option::is_some), "{refused:?}");
-    let published = store.finish_version(&built(&building("shop"), three), &Default::default(), None, None, actor()).await;
+    let published =
+        store.finish_version(&built(&building("shop"), three), &Default::default(), None, None, actor()).await;
     assert!(published.is_err());
     store.begin_version(building("new"), actor()).await.expect_err("its app cannot be told of");
+    assert_eq!(store.dead_letters(&shop, None, 9, 1 << 20).await.expect("list").0.len(), 1);
+    // Its history goes first, and is not the audit log's.
+    store.delete_app(&shop, actor()).await.expect_err("its end cannot be told of");
 
     let now = store.app(&shop).await.expect("read").expect("it is there");
     assert_eq!((now.active, now.rate.burst), (Some(one), None));
     assert_eq!(store.list_versions(&shop, None, 9).await.expect("list").len(), 3);
     let credentials = store.list_credentials(Some(&shop), None, 9).await.expect("list");
     assert_eq!(credentials.iter().map(|(_, kept)| kept.client_id).collect::<Vec<_>>(), [kept.client_id]);
-    assert_eq!(store.dead_letters(&shop, None, 9, 1 << 20).await.expect("list").0.len(), 1);
     assert_eq!(store.app(&app("new")).await.expect("read"), None);
 }
 
@@ -249,7 +259,7 @@ async fn entries_are_found_page_by_page_and_by_what_is_asked_for() {
     for n in 0..7 {
         moments.push(SystemTime::now());
         let who = by(if n % 2 == 0 { "even" } else { "odd" });
-        store.record_refused_publish(&app("shop"), &format!("R{n}"), &who).await.expect("record");
+        store.record_refused_publish(&app("shop"), &format!("R{n}"), 0, &who).await.expect("record");
         // To the millisecond: the next one is in another.
         while millis(SystemTime::now()) <= millis(moments[n]) + 1 {
             tokio::task::yield_now().await;
@@ -307,7 +317,12 @@ async fn a_rotation_of_keys_is_one_entry_and_tells_how_far_it_came() {
 #[tokio::test]
 async fn a_publish_whose_service_is_gone_is_told_with_whoever_began_it() {
     let (dir, store): (Place, Store) = plain_store().await;
-    let who = Actor { kind: ActorKind::Oidc, id: "jane".to_owned(), issuer: "https://id".to_owned(), request_id: "r".to_owned() };
+    let who = Actor {
+        kind: ActorKind::Oidc,
+        id: "jane".to_owned(),
+        issuer: "https://id".to_owned(),
+        request_id: "r".to_owned(),
+    };
     store.begin_version(building("shop"), &who).await.expect("begin");
     // As a service of the version before this one does.
     store.begin_version(building("shop"), &who).await.expect("begin");
@@ -318,7 +333,8 @@ async fn a_publish_whose_service_is_gone_is_told_with_whoever_began_it() {
     let failed = AuditFilter { action: Some(AuditAction::VersionPublish), ..AuditFilter::default() };
     let mut all = entries(&store, &failed).await;
     all.sort_by(|a, b| a.target.cmp(&b.target));
-    let told: Vec<_> = all.iter().map(|entry| (line(entry), entry.actor_kind.as_str(), entry.actor_id.as_str())).collect();
+    let told: Vec<_> =
+        all.iter().map(|entry| (line(entry), entry.actor_kind.as_str(), entry.actor_id.as_str())).collect();
     let line = |number: u64| format!("version.publish {number} !SERVICE_STOPPED");
     assert_eq!(told, [(line(1), "oidc", "jane"), (line(2), "service", "")]);
     assert_eq!((all[0].actor_issuer.as_str(), all[0].request_id.as_str()), ("https://id", "r"));

@@ -108,9 +108,10 @@ impl Store {
     pub async fn revoke_credential(&self, id: ClientId, app: Option<&AppId>, actor: &Actor) -> Result<bool, Error> {
         const VERB: &str = "revoke a credential";
         let mut tx = self.begin(VERB).await?;
-        let query = db::query("DELETE FROM credentials WHERE client_id = $1 AND ($2 IS NULL OR app_id = $2) RETURNING *")
-            .bind(id.to_string())
-            .bind(app.map(AppId::as_str));
+        let query =
+            db::query("DELETE FROM credentials WHERE client_id = $1 AND ($2 IS NULL OR app_id = $2) RETURNING *")
+                .bind(id.to_string())
+                .bind(app.map(AppId::as_str));
         let deleted = query.fetch_all(&mut tx).await.map_err(during(VERB))?;
         for row in &deleted {
             let Credential { app, scopes, .. } = decode(row)?;

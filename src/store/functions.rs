@@ -290,7 +290,10 @@ mod tests {
         publish(&store, "a").await;
         assert_eq!(only(&store).await.current.expect("runs").number, 3, "it differs from the newest");
         for number in [one, two] {
-            assert_eq!(store.delete_version(&app("shop"), number, actor()).await.expect("delete"), DeleteVersion::Deleted);
+            assert_eq!(
+                store.delete_version(&app("shop"), number, actor()).await.expect("delete"),
+                DeleteVersion::Deleted
+            );
         }
         assert_eq!(store.function_version(&app("shop"), first.id).await.expect("read"), None);
         let function = only(&store).await;

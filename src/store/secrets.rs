@@ -266,12 +266,7 @@ impl Store {
     }
 
     /// There are a handful.
-    async fn rotate_service_keys(
-        &self,
-        keys: &Keyring,
-        done: &mut Rotation,
-        entry: Entry<'_>,
-    ) -> Result<(), Error> {
+    async fn rotate_service_keys(&self, keys: &Keyring, done: &mut Rotation, entry: Entry<'_>) -> Result<(), Error> {
         let mut tx = self.begin(ROTATE).await?;
         let query = db::query("SELECT name, value, wrapped FROM service_keys ORDER BY name");
         for row in &query.fetch_all(&mut tx).await.map_err(during(ROTATE))? {

@@ -136,7 +136,8 @@ async fn a_rotation_moves_everything_to_the_current_key_in_batches_and_beside_ot
 
     // Another process on the same file, as `chatfn keys rotate` is.
     let beside = opened(&directory, Some(keyring(directory.path(), &["two", "one"]))).await;
-    let (done, begun) = tokio::join!(beside.rotate_keys(actor(), |_| {}), store.begin_version(with_secret("app-1"), actor()));
+    let (done, begun) =
+        tokio::join!(beside.rotate_keys(actor(), |_| {}), store.begin_version(with_secret("app-1"), actor()));
     begun.expect("begins");
     let done = done.expect("rotates");
     assert_eq!((done.key_id.as_str(), done.data_keys, done.service_keys), ("two", apps.len() as u64, 1));

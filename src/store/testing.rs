@@ -10,7 +10,8 @@ use tempfile::TempDir;
 use super::db::{self, Builder, each};
 use super::{Database, NewEvent, NewVersion, Postgres, QueueLimits, Store};
 use crate::model::{
-    Actor, ActorKind, AppId, FailurePolicy, Function, Limits, RawJson, RetryPolicy, TriggerType, Version, VersionNumber, VersionState,
+    Actor, ActorKind, AppId, FailurePolicy, Function, Limits, RawJson, RetryPolicy, TriggerType, Version,
+    VersionNumber, VersionState,
 };
 
 /// The server of PostgreSQL for tests that need one.

@@ -7,7 +7,9 @@ use serde_json::{Value, json};
 
 use super::apps::{self, Activation};
 use super::audit::{self, Record};
-use super::codec::{corrupt, get, get_json, get_parsed, get_time, get_unsigned, get_version, json as text, millis, signed};
+use super::codec::{
+    corrupt, get, get_json, get_parsed, get_time, get_unsigned, get_version, json as text, millis, signed,
+};
 use super::db::{self, Row, Tx};
 use super::functions::{self, Sources};
 use super::{Error, Store, during};

@@ -25,7 +25,10 @@ async fn a_version_is_kept_from_its_beginning_to_its_end() {
     let stored = store.version(&app("shop"), number).await.expect("version");
     assert_eq!(stored, Some(Version { number, ..new.version.clone() }));
     assert_eq!(active(&store).await, None);
-    assert!(store.activate_version(&app("shop"), number, at(0), actor()).await.expect("activate").is_none(), "not READY");
+    assert!(
+        store.activate_version(&app("shop"), number, at(0), actor()).await.expect("activate").is_none(),
+        "not READY"
+    );
 
     let version = built(&new, number);
     store.finish_version(&version, &Default::default(), None, None, actor()).await.expect("finish");
@@ -58,15 +61,21 @@ async fn a_base_that_moved_is_refused_at_both_ends() {
         .finish_version(&built(&on(0), second), &Default::default(), Some(at(0)), Some(VersionNumber(0)), actor())
         .await
         .expect("finish");
-    let late =
-        store.finish_version(&built(&on(0), first), &Default::default(), Some(at(0)), Some(VersionNumber(0)), actor()).await;
+    let late = store
+        .finish_version(&built(&on(0), first), &Default::default(), Some(at(0)), Some(VersionNumber(0)), actor())
+        .await;
     assert!(matches!(late, Err(BeginError::BaseMoved { newest }) if newest == second));
     assert_eq!((state(&store, 1).await, active(&store).await), (VersionState::Building, Some(2)));
 
-    assert!(matches!(store.begin_version(on(0), actor()).await, Err(BeginError::BaseMoved { newest }) if newest == second));
+    assert!(
+        matches!(store.begin_version(on(0), actor()).await, Err(BeginError::BaseMoved { newest }) if newest == second)
+    );
     let third = begin(&store, &on(2)).await;
     assert_eq!(third, VersionNumber(3), "refused ones take no number");
-    store.finish_version(&built(&on(2), third), &Default::default(), Some(at(0)), Some(second), actor()).await.expect("finish");
+    store
+        .finish_version(&built(&on(2), third), &Default::default(), Some(at(0)), Some(second), actor())
+        .await
+        .expect("finish");
 }
 
 #[tokio::test]
@@ -96,7 +105,8 @@ async fn concurrent_builds_get_different_numbers() {
 #[tokio::test]
 async fn a_version_in_use_is_not_deleted() {
     let (_dir, store) = store().await;
-    let delete = async |number| store.delete_version(&app("shop"), VersionNumber(number), actor()).await.expect("delete");
+    let delete =
+        async |number| store.delete_version(&app("shop"), VersionNumber(number), actor()).await.expect("delete");
     ready_version(&store, "shop").await;
     assert_eq!(delete(1).await, DeleteVersion::Active);
     ready_version(&store, "shop").await;

@@ -2,6 +2,7 @@
 
 mod activation;
 mod artifacts;
+mod audit;
 #[path = "../../src/tls/testing.rs"]
 mod certificates;
 mod cgroup;

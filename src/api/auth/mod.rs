@@ -52,7 +52,10 @@ pub enum Operator {
     Token,
     Credential(ClientId),
     /// Until its issuer's token expires.
-    Federated { subject: Subject, expires_at: SystemTime },
+    Federated {
+        subject: Subject,
+        expires_at: SystemTime,
+    },
 }
 
 /// Whom an issuer's token is about.

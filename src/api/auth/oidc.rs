@@ -103,8 +103,7 @@ impl Oidc {
         let named = texts(claims.get(&self.scopes_claim));
         let named = named.iter().flat_map(|text| text.split_ascii_whitespace());
         let subject = claims.get("sub").and_then(Value::as_str).unwrap_or_default();
-        let subject =
-            Subject { issuer: self.issuer.clone(), id: subject.chars().take(SUBJECT_CHARS_MAX).collect() };
+        let subject = Subject { issuer: self.issuer.clone(), id: subject.chars().take(SUBJECT_CHARS_MAX).collect() };
         let expires = claims.get("exp").and_then(Value::as_f64).unwrap_or_default().clamp(0.0, 1e11);
         let expires_at = SystemTime::UNIX_EPOCH + Duration::from_secs_f64(expires);
         let scopes: Scopes =

@@ -68,7 +68,10 @@ async fn the_credentials_of_a_deleted_app_are_forgotten_with_it_and_others_are_n
     let (_, other) = created(&store, Some("other"), &[Scope::Manage]).await;
     let (credential, operator) = created(&store, None, &[Scope::Operator]).await;
     assert!(auth.bearer(&shop, None, at(0)).await.is_ok() && auth.bearer(&other, None, at(0)).await.is_ok());
-    assert_eq!(auth.bearer(&operator, None, at(0)).await.expect("known"), Caller::Operator(Operator::Credential(credential.client_id)));
+    assert_eq!(
+        auth.bearer(&operator, None, at(0)).await.expect("known"),
+        Caller::Operator(Operator::Credential(credential.client_id))
+    );
     assert!(store.delete_app(&app("shop"), actor()).await.expect("delete"));
     auth.forget_app(&app("shop"));
     assert!(invalid(auth.bearer(&shop, None, at(0)).await));
@@ -124,7 +127,10 @@ fn a_client_may_what_its_scopes_say_with_its_own_app_alone() {
         assert_eq!(client.may_give(given.parse().expect("scopes")).is_ok(), allowed, "{given}");
     }
     assert!(Caller::Operator(Operator::Token).may(&app("shop"), &[Scope::Publish]).is_ok());
-    assert!(Caller::Operator(Operator::Token).may_everything().is_ok() && Caller::Operator(Operator::Token).may_give(scopes).is_ok());
+    assert!(
+        Caller::Operator(Operator::Token).may_everything().is_ok()
+            && Caller::Operator(Operator::Token).may_give(scopes).is_ok()
+    );
 }
 
 #[tokio::test]

@@ -68,7 +68,9 @@ fn wanted(query: &str) -> Result<Wanted, ApiError> {
             "before" => {
                 let before = value.parse();
                 wanted.before =
-                    Some(before.map_err(|_| ApiError::bad_request("INVALID_PAGE", "before is not one that a page gave out"))?);
+                    Some(before.map_err(|_| {
+                        ApiError::bad_request("INVALID_PAGE", "before is not one that a page gave out")
+                    })?);
                 continue;
             }
             _ => continue,
