@@ -285,6 +285,38 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_callers_reason_is_the_one_in_the_audit_log() {
+        let text = || "x".to_owned();
+        let number = crate::model::VersionNumber(1);
+        let errors = [
+            publish::Error::BaseMoved { newest: number },
+            publish::Error::Install(InstallError::Failed { code: text(), reason: text() }),
+            publish::Error::Install(InstallError::RegistryAway { code: text(), reason: text() }),
+            publish::Error::Install(InstallError::Broken(text())),
+            publish::Error::TypeCheck(TypeCheckError::Tool(InstallError::RegistryAway {
+                code: text(),
+                reason: text(),
+            })),
+            publish::Error::TypeCheck(TypeCheckError::Tool(InstallError::TooLarge(text()))),
+            publish::Error::TypeCheck(TypeCheckError::OutOfMemory),
+            publish::Error::Version(serving::Error::UnknownApp(text())),
+            publish::Error::Version(serving::Error::Store(store::Error::Closed)),
+            publish::Error::Store(store::Error::Corrupt(text())),
+            publish::Error::Blobs(BlobsError::Away { detail: text() }),
+            publish::Error::Blobs(BlobsError::Panicked),
+            publish::Error::TooMany,
+            publish::Error::Draining,
+            publish::Error::DiskFull(text()),
+            publish::Error::Internal,
+        ];
+        for err in errors {
+            let (told, recorded) = (Status::from(err.clone()), err.reason());
+            let told = told.get_error_details().error_info().map(|info| info.reason.clone());
+            assert_eq!(told.as_deref(), Some(recorded), "{err:?}");
+        }
+    }
+
+    #[test]
     fn a_message_is_cut_by_what_it_costs_on_the_wire() {
         for (text, kept) in [("x", 3072), ("ä", 827), ("💥", 413), (" ", 1654), ("%", 1654)] {
             let fits = text.repeat(kept);

@@ -72,6 +72,12 @@ async fn the_credentials_of_a_deleted_app_are_forgotten_with_it_and_others_are_n
         auth.bearer(&operator, None, at(0)).await.expect("known"),
         Caller::Operator(Operator::Credential(credential.client_id))
     );
+    let known = Caller::Operator(Operator::Credential(credential.client_id));
+    let mut revoked = Box::pin(auth.revoked(&known));
+    assert!(futures_util::poll!(&mut revoked).is_pending());
+    assert!(store.revoke_credential(credential.client_id, None, actor()).await.expect("revoke"));
+    auth.forget(credential.client_id);
+    revoked.await;
     assert!(store.delete_app(&app("shop"), actor()).await.expect("delete"));
     auth.forget_app(&app("shop"));
     assert!(invalid(auth.bearer(&shop, None, at(0)).await));
@@ -156,4 +162,33 @@ async fn an_address_that_sends_wrong_tokens_is_held_off_and_what_was_seen_there_
     assert!(auth.bearer(&secret, bad, at(0)).await.is_ok() && auth.bearer(&token, bad, at(0)).await.is_ok());
     assert!(auth.bearer(&unseen, good, at(0)).await.is_ok() && auth.bearer(OPERATOR, good, at(0)).await.is_ok());
     assert!(invalid(auth.bearer("nonsense", good, at(0)).await));
+}
+
+#[test]
+fn each_caller_is_an_actor_of_its_own() {
+    let subject = || Subject { issuer: "https://id".to_owned(), id: "jane".to_owned() };
+    let (client_id, scopes) = (ClientId::new(), Scopes::default());
+    let expires_at = at(0);
+    let id = client_id.to_string();
+    for (caller, kind, id, issuer) in [
+        (Caller::Operator(Operator::Local), ActorKind::Local, "", ""),
+        (Caller::Operator(Operator::Token), ActorKind::OperatorToken, "", ""),
+        (Caller::Operator(Operator::Credential(client_id)), ActorKind::OperatorCredential, &*id, ""),
+        (Caller::Client { app: app("shop"), client_id, scopes }, ActorKind::Credential, &*id, ""),
+        (
+            Caller::Operator(Operator::Federated { subject: subject(), expires_at }),
+            ActorKind::Oidc,
+            "jane",
+            "https://id",
+        ),
+        (
+            Caller::Federated { apps: vec![app("shop")], scopes, expires_at, subject: subject() },
+            ActorKind::Oidc,
+            "jane",
+            "https://id",
+        ),
+    ] {
+        let expected = Actor { kind, id: id.to_owned(), issuer: issuer.to_owned(), request_id: "r-1".to_owned() };
+        assert_eq!(caller.actor("r-1"), expected);
+    }
 }
