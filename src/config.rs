@@ -142,7 +142,7 @@ pub struct Config {
     /// How long dead letters are kept.
     #[serde(with = "duration")]
     pub dead_letter_retention: Duration,
-    /// How long the audit log's entries are kept: who changed what. See [docs/audit.md](docs/audit.md).
+    /// How long the audit log keeps who changed what: 400 days, unless it is set. See [docs/audit.md](docs/audit.md).
     #[serde(with = "duration")]
     pub audit_retention: Duration,
     /// How many functions may lead to an event, one by another's doing: what goes further is a loop, and does not run.

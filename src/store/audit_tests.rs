@@ -234,6 +234,17 @@ async fn nothing_changes_that_cannot_be_told() {
 }
 
 #[tokio::test]
+async fn an_entry_is_small_whatever_it_is_about() {
+    let (_dir, store) = store().await;
+    let mut tx = store.begin("test").await.expect("begin");
+    let long = Record::new(actor(), None, AuditAction::KeysRotate).target("x".repeat(1000));
+    long.details(json!({ "names": ["y".repeat(DETAILS_BYTES_MAX)] })).write(&mut tx).await.expect("write");
+    tx.commit().await.expect("commit");
+    let all = entries(&store, &AuditFilter::default()).await;
+    assert_eq!((all[0].target.len(), all[0].details.as_str()), (TARGET_CHARS_MAX, r#"{"too_long":true}"#));
+}
+
+#[tokio::test]
 async fn an_app_does_not_see_what_another_of_its_name_did() {
     let (_dir, store) = store().await;
     ready_version(&store, "shop").await;
