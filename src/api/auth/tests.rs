@@ -5,6 +5,7 @@ use std::time::Duration;
 use axum::http::Extensions;
 
 use super::*;
+use crate::model::{Actor, ActorKind};
 use crate::store::CreateCredential;
 use crate::store::testing::{actor, app, at, store};
 
