@@ -22,7 +22,7 @@ NOT_ON_POSTGRES = --skip a_version_of_another_node_is_warned_of --skip credentia
 test-postgres:
 	ENGINE_FOR_TESTS=postgres scripts/with-postgres cargo test --locked --lib -- store:: history:: auth:: artifacts::
 	ENGINE_FOR_TESTS=postgres scripts/with-postgres cargo test --locked --test e2e -- $(NOT_ON_POSTGRES) \
-		events:: queue:: dead_letters:: idempotency:: versions:: activation:: credentials history:: rest::
+		audit:: events:: queue:: dead_letters:: idempotency:: versions:: activation:: credentials history:: rest::
 
 test-shim: check-tools
 	node --test node-shim/test/*.test.js

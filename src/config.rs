@@ -146,6 +146,9 @@ pub struct Config {
     /// How long dead letters are kept.
     #[serde(with = "duration")]
     pub dead_letter_retention: Duration,
+    /// How long the audit log keeps who changed what: 400 days, unless it is set. See [docs/audit.md](docs/audit.md).
+    #[serde(with = "duration")]
+    pub audit_retention: Duration,
     /// How many functions may lead to an event, one by another's doing: what goes further is a loop, and does not run.
     pub hops_max: u32,
 
@@ -319,6 +322,7 @@ impl Default for Config {
             events_queued_per_app_max: 100_000,
             schedule_max: Duration::from_secs(366 * 24 * 3600),
             dead_letter_retention: Duration::from_secs(14 * 24 * 3600),
+            audit_retention: Duration::from_secs(400 * 24 * 3600),
             hops_max: 5,
             builds_max: 2,
             builds_waiting_max: 64,

@@ -40,6 +40,20 @@ pub enum Error {
     Blobs(#[from] BlobsError),
 }
 
+impl Error {
+    /// What clients and the audit log know it by.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::UnknownApp(_) => "APP_NOT_FOUND",
+            Self::UnknownVersion { .. } => "VERSION_NOT_FOUND",
+            Self::NotReady { .. } => "VERSION_NOT_READY",
+            Self::Store(err) => err.reason(),
+            Self::Artifact(_) => "INTERNAL",
+            Self::Blobs(err) => err.reason(),
+        }
+    }
+}
+
 /// A version with its pool.
 #[derive(Debug)]
 pub struct Served {

@@ -1,5 +1,6 @@
 //! Proto ↔ model. Requests are checked here as far as their form goes; what they mean is checked further in.
 
+mod audit;
 mod spec;
 mod trial;
 
@@ -22,6 +23,7 @@ use crate::store::{App, AttemptRecord, EventRecord, QueueFigures};
 
 use super::status::invalid;
 
+pub(super) use audit::audit_entry;
 pub(super) use spec::{changes, project_spec, project_spec_to};
 pub(super) use trial::{rehearsed, replay_summary, replayed};
 

@@ -5,7 +5,7 @@
 //! `tracestate`, and goes back in the former. And a service that drains waits for the calls under way.
 
 use std::collections::HashSet;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 use std::time::Instant;
 
 use axum::Router;
@@ -24,6 +24,10 @@ use crate::metrics::{OTHER, series};
 use crate::model::TraceContext;
 use crate::proto;
 use crate::traces::{self, Kind, Span};
+
+/// The id of a call, among its request's extensions.
+#[derive(Debug, Clone)]
+pub(super) struct RequestId(pub Arc<str>);
 
 const REQUEST_ID: &str = "x-request-id";
 const REQUEST_ID_BYTES_MAX: usize = 128;
@@ -56,14 +60,15 @@ pub(super) fn follow(following: Following, router: Router) -> Router {
     router.layer(from_fn_with_state(following, answer))
 }
 
-async fn answer(State(following): State<Following>, request: Request, next: Next) -> Response {
+async fn answer(State(following): State<Following>, mut request: Request, next: Next) -> Response {
     let _awaited = following.awaited.then(|| following.drain.call());
     let keeps_connection = request.version() < Version::HTTP_2;
-    let id = request_id(request.headers());
+    let id: Arc<str> = request_id(request.headers()).into();
+    request.extensions_mut().insert(RequestId(Arc::clone(&id)));
     let method = label(&request);
     let mut traced = trace(&request, &method);
     traced.record(|span| {
-        span.set("chatfn.request_id", id.as_str());
+        span.set("chatfn.request_id", &*id);
     });
     let span = tracing::info_span!("request", request_id = %id, trace_id = tracing::field::Empty);
     if let Some(trace_id) = traced.trace_id() {

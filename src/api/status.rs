@@ -10,7 +10,7 @@ use tonic_types::{ErrorDetails, StatusExt};
 
 use super::auth::{Denied, Refused};
 use crate::artifacts::BlobsError;
-use crate::model::{IdError, NoClientId, UnknownScope};
+use crate::model::{IdError, NoClientId, UnknownAuditWord, UnknownScope};
 use crate::publish::{InstallError, TypeCheckError};
 use crate::{invoke, publish, secrets, serving, store};
 
@@ -93,6 +93,16 @@ impl From<UnknownScope> for Status {
     }
 }
 
+impl From<UnknownAuditWord> for Status {
+    fn from(err: UnknownAuditWord) -> Self {
+        let reason = match &err {
+            UnknownAuditWord::Action(_) => "UNKNOWN_ACTION",
+            UnknownAuditWord::ActorKind(_) => "UNKNOWN_ACTOR_KIND",
+        };
+        invalid(reason, err.to_string())
+    }
+}
+
 impl From<Refused> for Status {
     fn from(err: Refused) -> Self {
         match err {
@@ -119,9 +129,9 @@ impl From<Denied> for Status {
 impl From<store::Error> for Status {
     fn from(err: store::Error) -> Self {
         match &err {
-            store::Error::UnknownApp(_) => with_reason(Code::NotFound, "APP_NOT_FOUND", err.to_string()),
+            store::Error::UnknownApp(_) => with_reason(Code::NotFound, err.reason(), err.to_string()),
             store::Error::Closed => draining(),
-            store::Error::QueueFull { .. } => with_retry(Code::ResourceExhausted, "QUEUE_FULL", err.to_string()),
+            store::Error::QueueFull { .. } => with_retry(Code::ResourceExhausted, err.reason(), err.to_string()),
             store::Error::Secret(secret) => {
                 tracing::error!(%err, "failed to encrypt or open a secret");
                 match secret {
@@ -129,9 +139,7 @@ impl From<store::Error> for Status {
                     secrets::Error::UnknownKey { .. }
                     | secrets::Error::NoKeys { .. }
                     | secrets::Error::Tampered { .. }
-                    | secrets::Error::Malformed { .. } => {
-                        with_reason(Code::Internal, "SECRET_UNREADABLE", err.to_string())
-                    }
+                    | secrets::Error::Malformed { .. } => with_reason(Code::Internal, err.reason(), err.to_string()),
                     secrets::Error::Read { .. } | secrets::Error::File { .. } | secrets::Error::NoRandom(_) => {
                         with_reason(Code::Internal, "INTERNAL", "internal error; the service's log has the details")
                     }
@@ -139,7 +147,7 @@ impl From<store::Error> for Status {
             }
             store::Error::Database { .. } | store::Error::Unreachable { .. } => {
                 tracing::error!(%err, "failed to use the store");
-                with_retry(Code::Unavailable, "STORE_UNAVAILABLE", "the store cannot be used right now")
+                with_retry(Code::Unavailable, err.reason(), "the store cannot be used right now")
             }
             store::Error::File { .. }
             | store::Error::NotADatabase(_)
@@ -153,12 +161,12 @@ impl From<store::Error> for Status {
 
 impl From<serving::Error> for Status {
     fn from(err: serving::Error) -> Self {
+        let (message, reason) = (err.to_string(), err.reason());
         match err {
-            serving::Error::UnknownApp(_) => with_reason(Code::NotFound, "APP_NOT_FOUND", err.to_string()),
-            serving::Error::UnknownVersion { .. } => with_reason(Code::NotFound, "VERSION_NOT_FOUND", err.to_string()),
-            serving::Error::NotReady { .. } => {
-                with_reason(Code::FailedPrecondition, "VERSION_NOT_READY", err.to_string())
+            serving::Error::UnknownApp(_) | serving::Error::UnknownVersion { .. } => {
+                with_reason(Code::NotFound, reason, message)
             }
+            serving::Error::NotReady { .. } => with_reason(Code::FailedPrecondition, reason, message),
             serving::Error::Store(err) => err.into(),
             serving::Error::Artifact(err) => internal(&err),
             serving::Error::Blobs(err) => err.into(),
@@ -169,12 +177,10 @@ impl From<serving::Error> for Status {
 impl From<BlobsError> for Status {
     fn from(err: BlobsError) -> Self {
         // What happened at the artifact store was logged there.
-        let message = err.to_string();
+        let (message, reason) = (err.to_string(), err.reason());
         match err {
-            BlobsError::Away { .. } => with_retry(Code::Unavailable, "ARTIFACT_STORE_UNAVAILABLE", message),
-            BlobsError::Contended(_) => with_retry(Code::Unavailable, "ARTIFACT_STORE_CONTENDED", message),
-            BlobsError::Damaged { .. } => with_reason(Code::Internal, "ARTIFACT_DAMAGED", message),
-            BlobsError::Missing { .. } => with_reason(Code::Internal, "ARTIFACT_MISSING", message),
+            BlobsError::Away { .. } | BlobsError::Contended(_) => with_retry(Code::Unavailable, reason, message),
+            BlobsError::Damaged { .. } | BlobsError::Missing { .. } => with_reason(Code::Internal, reason, message),
             BlobsError::Store(err) => err.into(),
             BlobsError::Local(_) | BlobsError::Panicked => internal(&message),
         }
@@ -208,33 +214,33 @@ impl From<invoke::Error> for Status {
 
 impl From<publish::Error> for Status {
     fn from(err: publish::Error) -> Self {
-        let message = err.to_string();
-        let failed = |reason| with_reason(Code::FailedPrecondition, reason, message.clone());
+        let (message, reason) = (err.to_string(), err.reason());
         match err {
-            publish::Error::Invalid(err) => invalid(err.reason(), message),
-            publish::Error::BaseMoved { .. } => failed("BASE_VERSION_MOVED"),
-            publish::Error::KeyReused(_) => failed("IDEMPOTENCY_KEY_REUSED"),
-            publish::Error::SingleTenant { .. } => failed("SINGLE_TENANT"),
+            publish::Error::Invalid(_) => invalid(reason, message),
+            publish::Error::BaseMoved { .. }
+            | publish::Error::KeyReused(_)
+            | publish::Error::SingleTenant { .. }
+            | publish::Error::Verify(_)
+            | publish::Error::ReplayChanged { .. }
+            | publish::Error::EgressNotConfined
+            | publish::Error::ActiveMoved
+            | publish::Error::NoSources(_)
+            | publish::Error::AppDeleted(_)
+            | publish::Error::Active(_)
+            | publish::Error::Building(_)
+            | publish::Error::StillRunning(_)
+            | publish::Error::NeededByEvents { .. }
+            | publish::Error::DiskFull(_) => with_reason(Code::FailedPrecondition, reason, message),
+            publish::Error::AtCapacity(_) | publish::Error::TooMany => {
+                with_retry(Code::ResourceExhausted, reason, message)
+            }
+            publish::Error::NoWorker(_) | publish::Error::Closed | publish::Error::ChangesOvertaken { .. } => {
+                with_retry(Code::Unavailable, reason, message)
+            }
             publish::Error::Install(err) => install_status(&err, message),
             publish::Error::TypeCheck(err) => type_check_status(&err, message),
-            publish::Error::Verify(_) => failed("VERIFICATION_FAILED"),
-            publish::Error::AtCapacity(_) => with_retry(Code::ResourceExhausted, "AT_CAPACITY", message),
-            publish::Error::NoWorker(_) => with_retry(Code::Unavailable, "WORKER_UNAVAILABLE", message),
-            publish::Error::Closed => with_retry(Code::Unavailable, "VERSION_UNLOADED", message),
-            publish::Error::ReplayChanged { .. } => failed("REPLAY_CHANGED"),
-            publish::Error::EgressNotConfined => failed("EGRESS_NOT_CONFINED"),
-            publish::Error::ActiveMoved => failed("ACTIVE_VERSION_MOVED"),
-            publish::Error::NoSources(_) => failed("VERSION_HAS_NO_SOURCES"),
-            publish::Error::ChangesOvertaken { .. } => with_retry(Code::Unavailable, "CHANGES_OVERTAKEN", message),
-            publish::Error::AppDeleted(_) => failed("APP_DELETED"),
-            publish::Error::Active(_) => failed("VERSION_ACTIVE"),
-            publish::Error::Building(_) => failed("VERSION_BUILDING"),
-            publish::Error::StillRunning(_) => failed("VERSION_STILL_RUNNING"),
-            publish::Error::NeededByEvents { .. } => failed("VERSION_NEEDED_BY_EVENTS"),
             publish::Error::Version(err) => err.into(),
-            publish::Error::TooMany => with_retry(Code::ResourceExhausted, "TOO_MANY_PUBLISHES", message),
             publish::Error::Draining => draining(),
-            publish::Error::DiskFull(_) => failed("DISK_FULL"),
             publish::Error::Store(err) => err.into(),
             publish::Error::Blobs(err) => err.into(),
             publish::Error::Artifact(_) | publish::Error::Internal => internal(&message),
@@ -243,30 +249,24 @@ impl From<publish::Error> for Status {
 }
 
 fn type_check_status(err: &TypeCheckError, message: String) -> Status {
-    let failed = |reason| with_reason(Code::FailedPrecondition, reason, message.clone());
     match err {
-        TypeCheckError::Types(_) => invalid("TYPE_ERRORS", message),
-        TypeCheckError::Tool(InstallError::DiskFull(_)) => failed("DISK_FULL"),
-        // Whatever kept it from being installed, it is nothing of the caller's.
-        TypeCheckError::Tool(InstallError::RegistryAway { .. }) => {
-            with_retry(Code::Unavailable, "REGISTRY_UNAVAILABLE", message)
-        }
-        TypeCheckError::Tool(_) => with_retry(Code::Unavailable, "TYPE_CHECKER_UNAVAILABLE", message),
-        TypeCheckError::TimedOut(_) => failed("TYPE_CHECK_TIMED_OUT"),
-        TypeCheckError::OutOfMemory => failed("TYPE_CHECK_OUT_OF_MEMORY"),
-        TypeCheckError::Failed(_) => failed("TYPE_CHECK_FAILED"),
+        TypeCheckError::Types(_) => invalid(err.reason(), message),
+        TypeCheckError::Tool(InstallError::DiskFull(_))
+        | TypeCheckError::TimedOut(_)
+        | TypeCheckError::OutOfMemory
+        | TypeCheckError::Failed(_) => with_reason(Code::FailedPrecondition, err.reason(), message),
+        TypeCheckError::Tool(_) => with_retry(Code::Unavailable, err.reason(), message),
         TypeCheckError::Broken(_) => internal(&message),
     }
 }
 
 fn install_status(err: &InstallError, message: String) -> Status {
-    let failed = |reason| with_reason(Code::FailedPrecondition, reason, message.clone());
     match err {
-        InstallError::Failed { .. } => failed("INSTALL_FAILED"),
-        InstallError::RegistryAway { .. } => with_retry(Code::Unavailable, "REGISTRY_UNAVAILABLE", message),
-        InstallError::TimedOut(_) => failed("INSTALL_TIMED_OUT"),
-        InstallError::TooLarge(_) => failed("INSTALL_TOO_LARGE"),
-        InstallError::DiskFull(_) => failed("DISK_FULL"),
+        InstallError::RegistryAway { .. } => with_retry(Code::Unavailable, err.reason(), message),
+        InstallError::Failed { .. }
+        | InstallError::TimedOut(_)
+        | InstallError::TooLarge(_)
+        | InstallError::DiskFull(_) => with_reason(Code::FailedPrecondition, err.reason(), message),
         InstallError::Broken(_) => internal(&message),
     }
 }
@@ -284,6 +284,38 @@ pub(super) async fn explain_too_large(response: axum::response::Response) -> axu
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_callers_reason_is_the_one_in_the_audit_log() {
+        let text = || "x".to_owned();
+        let number = crate::model::VersionNumber(1);
+        let errors = [
+            publish::Error::BaseMoved { newest: number },
+            publish::Error::Install(InstallError::Failed { code: text(), reason: text() }),
+            publish::Error::Install(InstallError::RegistryAway { code: text(), reason: text() }),
+            publish::Error::Install(InstallError::Broken(text())),
+            publish::Error::TypeCheck(TypeCheckError::Tool(InstallError::RegistryAway {
+                code: text(),
+                reason: text(),
+            })),
+            publish::Error::TypeCheck(TypeCheckError::Tool(InstallError::TooLarge(text()))),
+            publish::Error::TypeCheck(TypeCheckError::OutOfMemory),
+            publish::Error::Version(serving::Error::UnknownApp(text())),
+            publish::Error::Version(serving::Error::Store(store::Error::Closed)),
+            publish::Error::Store(store::Error::Corrupt(text())),
+            publish::Error::Blobs(BlobsError::Away { detail: text() }),
+            publish::Error::Blobs(BlobsError::Panicked),
+            publish::Error::TooMany,
+            publish::Error::Draining,
+            publish::Error::DiskFull(text()),
+            publish::Error::Internal,
+        ];
+        for err in errors {
+            let (told, recorded) = (Status::from(err.clone()), err.reason());
+            let told = told.get_error_details().error_info().map(|info| info.reason.clone());
+            assert_eq!(told.as_deref(), Some(recorded), "{err:?}");
+        }
+    }
 
     #[test]
     fn a_message_is_cut_by_what_it_costs_on_the_wire() {

@@ -49,6 +49,18 @@ pub enum BlobsError {
 }
 
 impl BlobsError {
+    /// What clients and the audit log know it by.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Away { .. } => "ARTIFACT_STORE_UNAVAILABLE",
+            Self::Contended(_) => "ARTIFACT_STORE_CONTENDED",
+            Self::Damaged { .. } => "ARTIFACT_DAMAGED",
+            Self::Missing { .. } => "ARTIFACT_MISSING",
+            Self::Store(err) => err.reason(),
+            Self::Local(_) | Self::Panicked => "INTERNAL",
+        }
+    }
+
     /// Once, where it happens: those who wait for it may be many.
     fn log(&self, what: &str, files: &FilesName) {
         match self {

@@ -3,6 +3,7 @@ use std::fs::{self, File};
 use super::super::testing::{Fleet, names};
 use super::*;
 use crate::model::{FilesName, VersionNumber};
+use crate::store::testing::actor;
 
 const PLENTY: u64 = 1 << 30;
 const HOUR: Duration = Duration::from_secs(3600);
@@ -20,8 +21,12 @@ async fn what_no_version_uses_is_collected_when_it_is_old_enough() {
     let fleet = Fleet::start().await;
     let node = fleet.node(PLENTY, Duration::from_millis(1));
     let (kept, gone) = (fleet.publish(&node, "one", "l1").await, fleet.publish(&node, "two", "l2").await);
-    fleet.store.activate_version(&kept.app, kept.number, std::time::SystemTime::now()).await.expect("activate");
-    fleet.store.delete_version(&gone.app, gone.number).await.expect("delete");
+    fleet
+        .store
+        .activate_version(&kept.app, kept.number, std::time::SystemTime::now(), actor())
+        .await
+        .expect("activate");
+    fleet.store.delete_version(&gone.app, gone.number, actor()).await.expect("delete");
     let foreign = fleet.server.blobs("").remove(0).with_file_name("readme.txt");
     fs::write(&foreign, "not ours").expect("write");
     let patient = fleet.node(PLENTY, 2 * HOUR);
@@ -41,7 +46,7 @@ async fn an_object_that_a_publish_begins_to_rely_on_is_not_removed() {
     let fleet = Fleet::start().await;
     let node = fleet.node(PLENTY, Duration::from_millis(1));
     let first = fleet.publish(&node, "one", "l1").await;
-    fleet.store.delete_app(&first.app).await.expect("delete");
+    fleet.store.delete_app(&first.app, actor()).await.expect("delete");
     age(&fleet);
     // Published again: the objects are there, old, and nothing refers to them until now.
     let again = fleet.publish(&node, "one", "l1").await;

@@ -15,7 +15,7 @@ use super::s3::{ACCESS_KEY, BUCKET, S3Server, SECRET_KEY};
 use super::{Artifacts, Blobs, BlobsSettings, Layer, Manifest, Remote};
 use crate::model::{AppId, FilesName, Version};
 use crate::store::Store;
-use crate::store::testing::{Place, building, built, store};
+use crate::store::testing::{Place, actor, building, built, store};
 
 /// Small parts, so that few bytes are many of them.
 pub const PART_BYTES: u64 = 16 << 10;
@@ -61,10 +61,10 @@ impl Fleet {
     /// A READY version of what was made.
     pub async fn ready(&self, digest: &str, layer: &str) -> Version {
         let new = building(self.app.as_str());
-        let number = self.store.begin_version(new.clone()).await.expect("begin");
+        let number = self.store.begin_version(new.clone(), actor()).await.expect("begin");
         let version = Version { digest: digest.to_owned(), layer: layer.to_owned(), ..built(&new, number) };
         self.store
-            .finish_version(&version, &BTreeMap::new(), Some(std::time::SystemTime::now()), None)
+            .finish_version(&version, &BTreeMap::new(), Some(std::time::SystemTime::now()), None, actor())
             .await
             .expect("finish");
         version

@@ -13,6 +13,7 @@ use tokio::time::sleep;
 use super::client::block_on;
 use super::configured::Configured;
 use super::output::{note, say};
+use crate::model::Actor;
 use crate::secrets::{Keyring, generate};
 use crate::service;
 use crate::store::{Database, QueueLimits, Rotation, Store};
@@ -84,7 +85,7 @@ async fn rotate(args: &Rotate) -> anyhow::Result<ExitCode> {
     }
     let store = Store::open(database, QueueLimits::default()).await?;
     store.use_keys(keys);
-    let rotated = store.rotate_keys(|done| note(&counted(done))).await;
+    let rotated = store.rotate_keys(&actor(), |done| note(&counted(done))).await;
     let emptied = emptied(&store).await;
     store.close().await;
     let done = rotated?;
@@ -96,6 +97,13 @@ async fn rotate(args: &Rotate) -> anyhow::Result<ExitCode> {
     }
     say(&if args.json { as_json(&done) } else { counted(&done) })?;
     Ok(if done.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// As the audit log knows who runs this.
+fn actor() -> Actor {
+    let uid = nix::unistd::getuid();
+    let user = nix::unistd::User::from_uid(uid).ok().flatten();
+    Actor::command(user.map_or_else(|| format!("uid {uid}"), |user| user.name))
 }
 
 async fn emptied(store: &Store) -> anyhow::Result<bool> {

@@ -4,6 +4,7 @@
 
 mod activate;
 mod apps;
+mod audit;
 mod backup;
 mod bench;
 mod client;
@@ -96,6 +97,8 @@ enum Command {
     Apps(apps::Args),
     /// Create, list and revoke credentials: who may act for an app.
     Credentials(credentials::Args),
+    /// List who changed what: publishes, activations, credentials, variables.
+    Audit(audit::Args),
     /// Make keys that secrets are encrypted with, and move to the current one.
     Keys(keys::Args),
     /// Bring the database up to date, before services of a new version start.
@@ -145,6 +148,7 @@ impl Command {
             Self::Events(args) => events::run(args),
             Self::Apps(args) => apps::run(args),
             Self::Credentials(args) => credentials::run(args),
+            Self::Audit(args) => audit::run(args),
             Self::Keys(args) => keys::run(args),
             Self::Migrate(args) => migrate::run(args),
             Self::Backup(args) => backup::run(args),

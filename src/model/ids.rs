@@ -2,9 +2,10 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
-use uuid::Uuid;
+use uuid::{Builder, Uuid};
 
 /// Why a text is not an id.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -111,6 +112,25 @@ time_ordered_id! {
 time_ordered_id! {
     /// A durable entry in the queue.
     EventId
+}
+time_ordered_id! {
+    /// An entry of the audit log.
+    AuditId
+}
+
+impl AuditId {
+    /// To the millisecond.
+    pub fn at(&self) -> SystemTime {
+        let (seconds, nanos) = self.0.get_timestamp().map(|at| at.to_unix()).unwrap_or_default();
+        UNIX_EPOCH + Duration::new(seconds, nanos)
+    }
+
+    /// Below every id of this millisecond and later, above all before it. For bounds of a search, not for entries.
+    pub fn first_of(at: SystemTime) -> Self {
+        let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let millis = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
+        Self(Builder::from_unix_timestamp_millis(millis, &[0; 10]).into_uuid())
+    }
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 //!
 //! No I/O, no async, no proto: everybody may use this module, and it uses nobody.
 
+mod audit;
 mod blob;
 mod credential;
 mod ids;
@@ -14,9 +15,10 @@ mod trigger;
 mod verdict;
 mod version;
 
+pub use audit::{Actor, ActorKind, AuditAction, AuditEntry, UnknownAuditWord};
 pub use blob::{Blob, FilesKind, FilesName};
 pub use credential::{ClientId, Credential, NoClientId, Scope, Scopes, UnknownScope};
-pub use ids::{AppId, EventId, IdError, InvocationId, VersionNumber};
+pub use ids::{AppId, AuditId, EventId, IdError, InvocationId, VersionNumber};
 pub use invocation::{
     DecidedBy, Denial, Event, EventState, FailureKind, FunctionFailure, Invocation, InvocationStatus, LogLevel,
     LogLine, LogSource, Outcome, RawJson, Timings, Verdict,

@@ -21,6 +21,7 @@ mod prescan;
 mod progress;
 mod project;
 mod publisher;
+mod refusals;
 mod registry;
 mod resolve;
 mod sources;

@@ -70,6 +70,20 @@ pub enum InstallError {
     Broken(String),
 }
 
+impl InstallError {
+    /// What clients and the audit log know it by.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Failed { .. } => "INSTALL_FAILED",
+            Self::RegistryAway { .. } => "REGISTRY_UNAVAILABLE",
+            Self::TimedOut(_) => "INSTALL_TIMED_OUT",
+            Self::TooLarge(_) => "INSTALL_TOO_LARGE",
+            Self::DiskFull(_) => "DISK_FULL",
+            Self::Broken(_) => "INTERNAL",
+        }
+    }
+}
+
 impl Npm {
     /// `npm ci`: exactly the `package-lock.json` in `directory`, which was made for the `package.json` there. If npm finds that it was
     /// not, as [`Npm::install`].

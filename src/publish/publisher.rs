@@ -23,7 +23,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::artifacts::Blobs;
 use crate::metrics::{Running, series};
-use crate::model::{AppId, Catalogue, Sdk, Version, VersionNumber, VersionState};
+use crate::model::{Actor, AppId, Catalogue, Sdk, Version, VersionNumber, VersionState};
 use crate::serving::{self, Serving};
 use crate::store::{NewVersion, PublishKey, Store};
 use crate::traces::{self, Kind, Span};
@@ -31,6 +31,7 @@ use crate::traces::{self, Kind, Span};
 use super::changes::Changes;
 use super::layer::Installer;
 use super::progress::{Progress, Step};
+use super::refusals::Refusals;
 use super::turns::{App, Build, Ticket, Turns};
 use super::typecheck::{Checker, TypeCheck};
 use super::{ProjectSpec, SourceLimits};
@@ -77,6 +78,7 @@ pub struct Request {
     pub key: Option<PublishKey>,
     pub typecheck: TypeCheck,
     pub verification: Option<Verification>,
+    pub actor: Actor,
 }
 
 #[derive(Debug)]
@@ -106,6 +108,7 @@ struct Shared {
     /// A hostile source can cost the transpiler seconds and hundreds of MiB (see `prescan.rs`).
     transpiles: Semaphore,
     checker: Checker,
+    refusals: Refusals,
     waiting: AtomicUsize,
     running: TaskTracker,
     stop: CancellationToken,
@@ -122,6 +125,15 @@ struct Plan<'a> {
     started_from: Option<Option<VersionNumber>>,
     typecheck: TypeCheck,
     verification: Option<Verification>,
+    actor: &'a Actor,
+}
+
+/// Why a publish ended without a version.
+#[derive(Debug)]
+struct Failed {
+    error: Error,
+    /// There was a version already, and the audit log has it.
+    recorded: bool,
 }
 
 /// What is asked of a publish beside its content.
@@ -136,6 +148,13 @@ struct Wishes {
     key: Option<PublishKey>,
     typecheck: TypeCheck,
     verification: Option<Verification>,
+    actor: Actor,
+}
+
+impl<E: Into<Error>> From<E> for Failed {
+    fn from(err: E) -> Self {
+        Self { error: err.into(), recorded: false }
+    }
 }
 
 impl Publisher {
@@ -160,6 +179,7 @@ impl Publisher {
             builds,
             transpiles: Semaphore::new(TRANSPILES_MAX),
             checker,
+            refusals: Refusals::default(),
             waiting: AtomicUsize::new(0),
             running: TaskTracker::new(),
             stop: CancellationToken::new(),
@@ -177,7 +197,11 @@ impl Publisher {
         let this = self.clone();
         let task = self.shared.running.spawn(async move {
             let began = Instant::now();
-            let result = Box::pin(this.run(request, &progress)).await;
+            let (app, actor) = (request.app.clone(), request.actor.clone());
+            let result = match Box::pin(this.run(request, &progress)).await {
+                Ok(version) => Ok(version),
+                Err(failed) => Err(this.recorded(&app, failed, &actor).await),
+            };
             progress.end();
             if let Err(err) = &result {
                 tracing::debug!(%err, "publish failed");
@@ -211,7 +235,21 @@ impl Publisher {
         self.shared.stop.cancel();
     }
 
-    async fn run(&self, request: Request, progress: &Progress) -> Result<Version, Error> {
+    /// Sees to it that the audit log has a failed publish.
+    async fn recorded(&self, app: &AppId, Failed { error, recorded }: Failed, actor: &Actor) -> Error {
+        // What was not even taken on is no publish, and there would be no end of it.
+        let refused = matches!(error, Error::TooMany | Error::Draining | Error::Store(_));
+        let left_out = if recorded || refused { None } else { self.shared.refusals.count(app, Instant::now()) };
+        if let Some(left_out) = left_out {
+            let written = self.shared.store.record_refused_publish(app, error.reason(), left_out, actor).await;
+            if let Err(err) = written {
+                tracing::error!(%app, %err, "failed to write the audit log's entry of a failed publish");
+            }
+        }
+        error
+    }
+
+    async fn run(&self, request: Request, progress: &Progress) -> Result<Version, Failed> {
         let shared = &self.shared;
         progress.say("validate", &format!("checking the request for app {}", request.app));
         let _waiting = self.wait_in_line()?;
@@ -223,11 +261,14 @@ impl Publisher {
         if let Some(key) = &request.key
             && let Some(version) = self.published_before(&request.app, key, progress).await?
         {
-            return if request.activate { self.activate_again(&version, progress).await } else { Ok(version) };
+            if request.activate {
+                return Ok(self.activate_again(&version, &request.actor, progress).await?);
+            }
+            return Ok(version);
         }
         self.check_only_app(&request.app).await?;
-        let Request { app, content, activate, base, key, typecheck, verification } = request;
-        let wishes = Wishes { activate, ticket: None, started_from: None, base, key, typecheck, verification };
+        let Request { app, content, activate, base, key, typecheck, verification, actor } = request;
+        let wishes = Wishes { activate, ticket: None, started_from: None, base, key, typecheck, verification, actor };
         match content {
             Content::Spec(spec) => self.publish_spec(&app, &state, spec, true, wishes, progress).await,
             content => self.publish_on_top(&app, &state, &content, wishes, progress).await,
@@ -243,7 +284,7 @@ impl Publisher {
         content: &Content,
         wishes: Wishes,
         progress: &Progress,
-    ) -> Result<Version, Error> {
+    ) -> Result<Version, Failed> {
         // One that is deleted while this waits does not come back.
         let existed = self.shared.store.app(app).await?.is_some();
         let _one_by_one = state.change().await;
@@ -261,17 +302,17 @@ impl Publisher {
             let wishes = Wishes { base: wishes.base.or(Some(newest)), ticket, started_from, ..wishes.clone() };
             let asked = wishes.base != Some(newest);
             match self.publish_spec(app, state, spec, functions_required, wishes, progress).await {
-                Err(Error::ActiveMoved) => {
+                Err(Failed { error: Error::ActiveMoved, .. }) => {
                     progress.say("validate", "another version was activated meanwhile: once more, on top of that");
                 }
-                Err(Error::BaseMoved { newest }) if !asked => {
+                Err(Failed { error: Error::BaseMoved { newest }, .. }) if !asked => {
                     let message = format!("version {newest} was published meanwhile: once more, on top of that");
                     progress.say("validate", &message);
                 }
                 ended => return ended,
             }
         }
-        Err(Error::ChangesOvertaken { tries: CHANGE_TRIES_MAX })
+        Err(Error::ChangesOvertaken { tries: CHANGE_TRIES_MAX }.into())
     }
 
     /// What is to be published on top of what there is, and whether it needs a function.
@@ -339,34 +380,35 @@ impl Publisher {
         functions_required: bool,
         wishes: Wishes,
         progress: &Progress,
-    ) -> Result<Version, Error> {
+    ) -> Result<Version, Failed> {
         let shared = &self.shared;
         let (project, built) = self.compile(spec, functions_required, progress).await?;
         let mut version = draft(app, &project, shared.installer.node_version());
         let (build, ticket) = {
             let _turn = state.turn().await;
-            version.number = shared
-                .store
-                .begin_version(NewVersion {
-                    version: version.clone(),
-                    environment: project.environment.clone(),
-                    deps_digest: shared.installer.request_digest(&project),
-                    publish_key: wishes.key,
-                    base: wishes.base,
-                })
-                .await?;
+            let new = NewVersion {
+                version: version.clone(),
+                environment: project.environment.clone(),
+                deps_digest: shared.installer.request_digest(&project),
+                publish_key: wishes.key,
+                base: wishes.base,
+            };
+            version.number = shared.store.begin_version(new, &wishes.actor).await?;
             let ticket = wishes.ticket.or_else(|| wishes.activate.then(|| state.ticket()));
             (state.begin_build(), ticket)
         };
         let number = version.number;
-        let Wishes { base, typecheck, verification, .. } = wishes;
-        let plan = Plan { build: &build, ticket, base, typecheck, verification, started_from: wishes.started_from };
+        let Wishes { base, typecheck, verification, started_from, actor, .. } = wishes;
+        let plan = Plan { build: &build, ticket, base, typecheck, verification, started_from, actor: &actor };
         let building = self.build(&project, &built, version, plan, progress);
         let result = self.until_stopped(&build, number, building).await;
-        if let Err(err) = &result {
-            self.clean_up(app, number, &build, err).await;
+        match result {
+            Ok(version) => Ok(version),
+            Err(error) => {
+                self.clean_up(app, number, &build, &error, &actor).await;
+                Err(Failed { error, recorded: true })
+            }
         }
-        result
     }
 
     /// A build's work, unless the service stops or the app is deleted meanwhile.
@@ -409,14 +451,14 @@ impl Publisher {
     }
 
     /// A repeat asks for the same end as the first: this version serves.
-    async fn activate_again(&self, version: &Version, progress: &Progress) -> Result<Version, Error> {
+    async fn activate_again(&self, version: &Version, actor: &Actor, progress: &Progress) -> Result<Version, Error> {
         let number = version.number;
         if self.shared.store.app(&version.app).await?.and_then(|app| app.active) == Some(number) {
             progress.say("activate", &format!("version {number} is active already"));
             return Ok(version.clone());
         }
         progress.say("verify", &format!("loading version {number} in a worker"));
-        let version = self.activate_now(&version.app, number).await?;
+        let version = self.activate_now(&version.app, number, actor).await?;
         progress.say("activate", &format!("version {number} is active"));
         Ok(version)
     }

@@ -73,6 +73,22 @@ pub enum Error {
     Broken(String),
 }
 
+impl Error {
+    /// What clients and the audit log know it by.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Types(_) => "TYPE_ERRORS",
+            Self::Tool(err @ (InstallError::DiskFull(_) | InstallError::RegistryAway { .. })) => err.reason(),
+            // Whatever kept it from being installed, it is nothing of the caller's.
+            Self::Tool(_) => "TYPE_CHECKER_UNAVAILABLE",
+            Self::TimedOut(_) => "TYPE_CHECK_TIMED_OUT",
+            Self::OutOfMemory => "TYPE_CHECK_OUT_OF_MEMORY",
+            Self::Failed(_) => "TYPE_CHECK_FAILED",
+            Self::Broken(_) => "INTERNAL",
+        }
+    }
+}
+
 /// The compiler, and its turns.
 pub struct Checker {
     timeout: Duration,

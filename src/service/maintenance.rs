@@ -107,6 +107,7 @@ async fn purge(store: &Store, rates: &Rates, config: &Config) -> Result<(), stor
     while store.purge_events(now, retention, window, PURGE_BATCH).await? > 0 {}
     let long_ago = |span| now.checked_sub(span).unwrap_or(SystemTime::UNIX_EPOCH);
     while store.purge_old_dead_letters(long_ago(config.dead_letter_retention), PURGE_BATCH).await? > 0 {}
+    while store.purge_audit(long_ago(config.audit_retention), PURGE_BATCH).await? > 0 {}
     let before = long_ago(window);
     while store.purge_replies(before, PURGE_BATCH).await? > 0 {}
     while rates.purge(PURGE_BATCH).await? > 0 {}

@@ -2,10 +2,13 @@
 
 use std::time::{Duration, SystemTime};
 
+use serde_json::{Map, json};
+
+use super::audit::{self, Record};
 use super::codec::{corrupt, get, get_parsed, get_time, get_version, millis, signed, span_millis};
 use super::db::{self, Row, Tx};
 use super::{Error, Store, during};
-use crate::model::{AppId, VersionNumber};
+use crate::model::{Actor, AppId, AuditAction, VersionNumber};
 
 /// Rows that one transaction of a delete removes: others wait for the writer meanwhile.
 const DELETE_BATCH: i64 = 2000;
@@ -78,7 +81,11 @@ impl Store {
     }
 
     /// The app after the change; `None` where it does not exist.
-    pub async fn update_app(&self, id: &AppId, change: AppChange) -> Result<Option<App>, Error> {
+    pub async fn update_app(&self, id: &AppId, change: AppChange, actor: &Actor) -> Result<Option<App>, Error> {
+        const VERB: &str = "update an app";
+        let unchanged = change == AppChange::default();
+        let record = Record::new(actor, id, AuditAction::AppUpdate).details(change.told().into());
+        let mut tx = self.begin(VERB).await?;
         let query = db::query(concat!(
             "UPDATE apps SET description = COALESCE($2, description),
                  history_retention_ms = CASE WHEN $3 THEN $4 ELSE history_retention_ms END,
@@ -98,12 +105,17 @@ impl Store {
         .bind(change.rate_burst.flatten().map(i64::from))
         .bind(change.quota_per_day.is_some())
         .bind(change.quota_per_day.flatten().map(signed));
-        let rows = query.fetch_all(self.write()).await.map_err(during("update an app"))?;
-        rows.first().map(decode).transpose()
+        let rows = query.fetch_all(&mut tx).await.map_err(during(VERB))?;
+        let app = rows.first().map(decode).transpose()?;
+        if app.is_some() && !unchanged {
+            record.write(&mut tx).await?;
+        }
+        tx.commit().await.map_err(during(VERB))?;
+        Ok(app)
     }
 
     /// Removes everything of the app; false where there was none. Its version numbers begin at 1 again.
-    pub async fn delete_app(&self, id: &AppId) -> Result<bool, Error> {
+    pub async fn delete_app(&self, id: &AppId, actor: &Actor) -> Result<bool, Error> {
         // What can be much goes first and in small transactions. If we die in between, the app still exists with less
         // history, and the next delete ends the work.
         for batch in [
@@ -122,6 +134,8 @@ impl Store {
         // Everything else, and what came meanwhile, goes by cascade.
         const VERB: &str = "delete an app";
         let mut tx = self.begin(VERB).await?;
+        tx.lock_app(id.as_str()).await.map_err(during(VERB))?; // No credential comes after the look at them.
+        record_delete(&mut tx, id, actor).await?;
         let query = db::query("DELETE FROM apps WHERE id = $1").bind(id.as_str());
         let deleted = query.execute(&mut tx).await.map_err(during(VERB))?;
         tx.tell_of_app(id).await.map_err(during(VERB))?;
@@ -145,14 +159,70 @@ impl Store {
     }
 }
 
+impl AppChange {
+    /// What the audit log tells of it; not the description, in which somebody may have written anything.
+    fn told(&self) -> Map<String, serde_json::Value> {
+        let retention = self.history_retention.map(|span| json!(span.map(span_millis)));
+        let all = [
+            ("description", self.description.is_some().then(|| json!("changed"))),
+            ("history_retention_ms", retention),
+            ("rate_per_second", self.rate_per_second.map(|rate| json!(rate))),
+            ("rate_burst", self.rate_burst.map(|rate| json!(rate))),
+            ("quota_per_day", self.quota_per_day.map(|quota| json!(quota))),
+        ];
+        all.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect()
+    }
+}
+
+/// The app begins to exist if it did not.
+pub(super) async fn ensure(tx: &mut Tx, app: &AppId, now: SystemTime, actor: &Actor) -> Result<(), Error> {
+    const VERB: &str = "make an app";
+    let query = db::query(
+        "INSERT INTO apps (id, last_version, created_at, description) VALUES ($1, 0, $2, '')
+         ON CONFLICT (id) DO NOTHING",
+    );
+    let made = query.bind(app.as_str()).bind(millis(now)).execute(&mut *tx).await.map_err(during(VERB))?;
+    if made > 0 {
+        Record::new(actor, app, AuditAction::AppCreate).write(tx).await?;
+    }
+    Ok(())
+}
+
+/// Nothing where there is no such app. Its credentials end with it, and each is told of.
+async fn record_delete(tx: &mut Tx, app: &AppId, actor: &Actor) -> Result<(), Error> {
+    const VERB: &str = "read what goes with an app";
+    let query =
+        db::query("SELECT (SELECT COUNT(*) FROM versions WHERE app_id = id) AS versions FROM apps WHERE id = $1");
+    let Some(row) = query.bind(app.as_str()).fetch_optional(&mut *tx).await.map_err(during(VERB))? else {
+        return Ok(());
+    };
+    let versions: i64 = get(&row, "versions")?;
+    let query = db::query_scalar("SELECT client_id FROM credentials WHERE app_id = $1 ORDER BY seq");
+    let credentials: Vec<String> = query.bind(app.as_str()).fetch_all(&mut *tx).await.map_err(during(VERB))?;
+    let details = json!({ "versions": versions, "credentials": credentials.len() });
+    let mut records = vec![Record::new(actor, app, AuditAction::AppDelete).details(details)];
+    let ended = |id| Record::new(actor, app, AuditAction::CredentialRevoke).target(id);
+    records.extend(credentials.into_iter().map(|id| ended(id).details(json!({ "with": "app.delete" }))));
+    audit::write_all(tx, records).await
+}
+
+/// The version that serves.
+pub(super) async fn active(tx: &mut Tx, app: &AppId) -> Result<Option<VersionNumber>, Error> {
+    let query = db::query("SELECT active_version FROM apps WHERE id = $1 AND active_version IS NOT NULL");
+    let row = query.bind(app.as_str()).fetch_optional(tx).await.map_err(during("read which version is active"))?;
+    row.map(|row| get_version(&row, "active_version")).transpose()
+}
+
 /// Lets the version serve. `None`: it is not READY.
 pub(super) async fn activate(
     tx: &mut Tx,
     app: &AppId,
     number: VersionNumber,
     now: SystemTime,
+    actor: &Actor,
 ) -> Result<Option<Activation>, Error> {
     const VERB: &str = "activate a version";
+    let before = active(tx, app).await?;
     let query = db::query(
         "UPDATE apps SET active_version = $2, activation = CASE WHEN activation < $3 THEN $3 ELSE activation + 1 END
          WHERE id = $1 AND EXISTS (SELECT 1 FROM versions WHERE app_id = $1 AND number = $2 AND state = 1)
@@ -161,6 +231,8 @@ pub(super) async fn activate(
     let query = query.bind(app.as_str()).bind(signed(number.0)).bind(millis(now));
     let rows = query.fetch_all(&mut *tx).await.map_err(during(VERB))?;
     let Some(row) = rows.first() else { return Ok(None) };
+    let record = Record::new(actor, app, AuditAction::VersionActivate).target(number);
+    record.details(json!({ "active_before": before.map(|before| before.0) })).write(tx).await?;
     tx.tell_of_app(app).await.map_err(during(VERB))?;
     Ok(Some(Activation(get(row, "activation")?)))
 }
@@ -193,7 +265,7 @@ fn number<N: TryFrom<i64, Error = std::num::TryFromIntError>>(row: &Row, column:
 #[cfg(test)]
 mod tests {
     use super::super::history::tests::{line, started};
-    use super::super::testing::{app, at, event, ready_version, row_counts, store, trigger};
+    use super::super::testing::{actor, app, at, event, ready_version, row_counts, store, trigger};
     use super::super::{AttemptEnd, Day, DayUsage, Disposition, HistoryItem};
     use super::*;
     use crate::model::{Blob, ClientId, Credential, FilesName, Scope};
@@ -202,7 +274,7 @@ mod tests {
     async fn an_app_begins_with_its_first_version_and_keeps_its_settings() {
         let (_dir, store) = store().await;
         assert_eq!(store.app(&app("shop")).await.expect("app"), None);
-        assert_eq!(store.update_app(&app("shop"), AppChange::default()).await.expect("update"), None);
+        assert_eq!(store.update_app(&app("shop"), AppChange::default(), actor()).await.expect("update"), None);
 
         ready_version(&store, "shop").await;
         let fresh = store.app(&app("shop")).await.expect("app").expect("exists");
@@ -225,11 +297,11 @@ mod tests {
             quota_per_day: Some(Some(1000)),
             ..AppChange::default()
         };
-        let changed = store.update_app(&app("shop"), change).await.expect("update").expect("exists");
+        let changed = store.update_app(&app("shop"), change, actor()).await.expect("update").expect("exists");
         assert_eq!((changed.description.as_str(), changed.history_retention), ("a shop", Some(day)));
         assert_eq!(changed.rate, AppRate { per_second: Some(7), burst: None, quota_per_day: Some(1000) });
 
-        let same = store.update_app(&app("shop"), AppChange::default()).await.expect("update");
+        let same = store.update_app(&app("shop"), AppChange::default(), actor()).await.expect("update");
         assert_eq!(same.as_ref(), Some(&changed));
         let change = AppChange {
             history_retention: Some(None),
@@ -238,7 +310,7 @@ mod tests {
             quota_per_day: Some(None),
             ..AppChange::default()
         };
-        let reset = store.update_app(&app("shop"), change).await.expect("update").expect("exists");
+        let reset = store.update_app(&app("shop"), change, actor()).await.expect("update").expect("exists");
         assert_eq!((reset.description.as_str(), reset.history_retention), ("a shop", None));
         assert_eq!(reset.rate, AppRate { burst: Some(9), ..AppRate::default() });
         assert_eq!(store.app(&app("shop")).await.expect("app"), Some(reset));
@@ -282,13 +354,13 @@ mod tests {
             store.add_usage(vec![usage]).await.expect("usage");
             store.take_key(&app(id), &trigger(), "k").await.expect("key");
             let secret = *blake3::hash(id.as_bytes()).as_bytes();
-            store.create_credential(&credential, &secret, 1, false).await.expect("credential");
+            store.create_credential(&credential, &secret, 1, false, actor()).await.expect("credential");
         }
         let before = row_counts(&store).await;
         assert!(before.len() >= 8 && before.iter().all(|(_, rows)| *rows == 2), "{before:?}");
 
-        assert!(store.delete_app(&app("shop")).await.expect("delete"));
-        assert!(!store.delete_app(&app("shop")).await.expect("delete again"));
+        assert!(store.delete_app(&app("shop"), actor()).await.expect("delete"));
+        assert!(!store.delete_app(&app("shop"), actor()).await.expect("delete again"));
         let after = row_counts(&store).await;
         assert!(after.iter().all(|(_, rows)| *rows == 1), "{after:?}");
 

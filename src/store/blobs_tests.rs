@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use super::super::testing::{app, at, ready_version, store};
+use super::super::testing::{actor, app, at, ready_version, store};
 use super::*;
 
 const HOUR: u64 = 3600;
@@ -59,7 +59,7 @@ async fn what_a_version_uses_or_a_publish_just_touched_is_not_forgotten() {
     assert_eq!(store.forget_blobs(at(HOUR + 1)).await.expect("forget"), 1);
     assert!(store.blob(&other).await.expect("read").is_none());
     assert!(store.blob(&artifact).await.expect("read").is_some() && store.blob(&layer).await.expect("read").is_some());
-    store.delete_app(&app("shop")).await.expect("delete");
+    store.delete_app(&app("shop"), actor()).await.expect("delete");
     assert!(store.blob(&artifact).await.expect("read").is_none());
 }
 
@@ -70,7 +70,7 @@ async fn nothing_is_removed_that_a_publish_relies_on_and_nothing_relied_on_that_
     let layer = FilesName::layer(&app("shop"), "layer-1");
     kept(&store, &layer, "a", at(0)).await;
     assert!(!store.begin_removal("a", at(1)).await.expect("removal"), "in use");
-    store.delete_app(&app("shop")).await.expect("delete");
+    store.delete_app(&app("shop"), actor()).await.expect("delete");
     assert!(store.begin_removal("a", at(1)).await.expect("removal"));
     assert!(!store.begin_removal("a", at(2)).await.expect("removal"), "one at a time");
     ready_version(&store, "shop").await;

@@ -2,10 +2,14 @@
 
 use std::time::SystemTime;
 
+use serde_json::json;
+
+use super::apps;
+use super::audit::Record;
 use super::codec::{corrupt, get, get_parsed, get_time, millis};
 use super::db::{self, Row, Tx};
 use super::{Error, Store, during};
-use crate::model::{AppId, ClientId, Credential, Scopes};
+use crate::model::{Actor, AppId, AuditAction, ClientId, Credential, Scopes};
 
 /// A SHA-256, or a key as long as one.
 pub type Secret256 = [u8; 32];
@@ -38,15 +42,18 @@ impl Store {
         secret_sha256: &Secret256,
         count_max: u32,
         make_app: bool,
+        actor: &Actor,
     ) -> Result<CreateCredential, Error> {
         const VERB: &str = "create a credential";
         let Credential { client_id, app, scopes, description, created_at } = credential;
         let mut tx = self.begin(VERB).await?;
         if let Some(app) = app
-            && !ensure_app(&mut tx, app, *created_at, make_app).await?
+            && !ensure_app(&mut tx, app, *created_at, make_app.then_some(actor)).await?
         {
             return Ok(CreateCredential::UnknownApp);
         }
+        let record = Record::new(actor, app, AuditAction::CredentialCreate).target(client_id);
+        let record = record.details(json!({ "scopes": scopes.to_string() }));
         let app = app.as_ref().map(AppId::as_str);
         match app {
             Some(app) => tx.lock_app(app).await.map_err(during(VERB))?,
@@ -68,6 +75,7 @@ impl Store {
         .bind(description)
         .bind(millis(*created_at));
         query.execute(&mut tx).await.map_err(during(VERB))?;
+        record.write(&mut tx).await?;
         tx.commit().await.map_err(during(VERB))?;
         Ok(CreateCredential::Created)
     }
@@ -108,28 +116,32 @@ impl Store {
     }
 
     /// False where there is none, or (with `app`) none of that app.
-    pub async fn revoke_credential(&self, id: ClientId, app: Option<&AppId>) -> Result<bool, Error> {
+    pub async fn revoke_credential(&self, id: ClientId, app: Option<&AppId>, actor: &Actor) -> Result<bool, Error> {
         const VERB: &str = "revoke a credential";
         let mut tx = self.begin(VERB).await?;
-        let query = db::query("DELETE FROM credentials WHERE client_id = $1 AND ($2 IS NULL OR app_id = $2)")
-            .bind(id.to_string())
-            .bind(app.map(AppId::as_str));
-        let deleted = query.execute(&mut tx).await.map_err(during(VERB))?;
+        let query = db::query(concat!(
+            "DELETE FROM credentials WHERE client_id = $1 AND ($2 IS NULL OR app_id = $2) RETURNING ",
+            columns!()
+        ))
+        .bind(id.to_string())
+        .bind(app.map(AppId::as_str));
+        let deleted = query.fetch_all(&mut tx).await.map_err(during(VERB))?;
+        for row in &deleted {
+            let Credential { app, scopes, .. } = decode(row)?;
+            let record = Record::new(actor, &app, AuditAction::CredentialRevoke).target(id);
+            record.details(json!({ "scopes": scopes.to_string() })).write(&mut tx).await?;
+        }
         tx.tell_of_credentials().await.map_err(during(VERB))?;
         tx.commit().await.map_err(during(VERB))?;
-        Ok(deleted > 0)
+        Ok(!deleted.is_empty())
     }
 }
 
-/// Whether the app exists now.
-async fn ensure_app(tx: &mut Tx, app: &AppId, now: SystemTime, make: bool) -> Result<bool, Error> {
-    const VERB: &str = "make an app for a credential";
-    if make {
-        let sql = "INSERT INTO apps (id, last_version, created_at, description) VALUES ($1, 0, $2, '')
-                   ON CONFLICT (id) DO NOTHING";
-        let query = db::query(sql).bind(app.as_str()).bind(millis(now));
-        query.execute(&mut *tx).await.map_err(during(VERB))?;
-        return Ok(true);
+/// Whether the app exists now. `by`: who makes it if it does not; `None`: nobody.
+async fn ensure_app(tx: &mut Tx, app: &AppId, now: SystemTime, by: Option<&Actor>) -> Result<bool, Error> {
+    const VERB: &str = "look for a credential's app";
+    if let Some(actor) = by {
+        return apps::ensure(tx, app, now, actor).await.map(|()| true);
     }
     let query = db::query_scalar("SELECT COUNT(*) FROM apps WHERE id = $1").bind(app.as_str());
     let found: i64 = query.fetch_one(&mut *tx).await.map_err(during(VERB))?;
@@ -157,7 +169,7 @@ fn get_256(row: &Row, column: &str) -> Result<Secret256, Error> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{app, at, store};
+    use super::super::testing::{actor, app, at, store};
     use super::*;
     use crate::model::Scope;
 
@@ -175,9 +187,9 @@ mod tests {
     async fn a_credential_is_found_by_id_and_by_secret_until_it_is_revoked() {
         let (_dir, store) = store().await;
         let shop = credential(Some("shop"), &[Scope::Invoke, Scope::Publish]);
-        let refused = store.create_credential(&shop, &[1; 32], 2, false).await.expect("create");
+        let refused = store.create_credential(&shop, &[1; 32], 2, false, actor()).await.expect("create");
         assert_eq!(refused, CreateCredential::UnknownApp);
-        let created = store.create_credential(&shop, &[1; 32], 2, true).await.expect("create");
+        let created = store.create_credential(&shop, &[1; 32], 2, true, actor()).await.expect("create");
         assert_eq!(created, CreateCredential::Created);
         assert_eq!(store.app(&app("shop")).await.expect("app").expect("made").active, None);
 
@@ -188,9 +200,9 @@ mod tests {
         assert_eq!(store.credential(ClientId::new()).await.expect("read"), None);
 
         let other = app("other");
-        assert!(!store.revoke_credential(shop.client_id, Some(&other)).await.expect("another's"));
-        assert!(store.revoke_credential(shop.client_id, Some(&app("shop"))).await.expect("revoke"));
-        assert!(!store.revoke_credential(shop.client_id, None).await.expect("again"));
+        assert!(!store.revoke_credential(shop.client_id, Some(&other), actor()).await.expect("another's"));
+        assert!(store.revoke_credential(shop.client_id, Some(&app("shop")), actor()).await.expect("revoke"));
+        assert!(!store.revoke_credential(shop.client_id, None, actor()).await.expect("again"));
         assert_eq!(store.credential_by_secret(&[1; 32]).await.expect("read"), None);
     }
 
@@ -201,13 +213,13 @@ mod tests {
         for (n, of) in [Some("shop"), None, Some("shop"), Some("other"), None].into_iter().enumerate() {
             let new = credential(of, &[if of.is_some() { Scope::Manage } else { Scope::Operator }]);
             let secret = [u8::try_from(n).expect("small"); 32];
-            let created = store.create_credential(&new, &secret, 2, true).await.expect("create");
+            let created = store.create_credential(&new, &secret, 2, true, actor()).await.expect("create");
             assert_eq!(created, CreateCredential::Created, "{n}");
             ids.push(new.client_id);
         }
         for of in [Some("shop"), None] {
             let more = credential(of, &[Scope::Manage]);
-            let refused = store.create_credential(&more, &[9; 32], 2, true).await.expect("create");
+            let refused = store.create_credential(&more, &[9; 32], 2, true, actor()).await.expect("create");
             assert_eq!(refused, CreateCredential::TooMany, "{of:?}");
         }
         let shop = app("shop");

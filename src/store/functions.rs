@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 
+use super::apps;
+use super::audit::Record;
 use super::codec::{get, get_time, get_unsigned, get_version, json, millis, signed};
 use super::db::{self, Builder, Row, Tx};
 use super::{Error, Store, during};
-use crate::model::{AppId, Function, TriggerType, Version, VersionNumber};
+use crate::model::{Actor, AppId, AuditAction, Function, TriggerType, Version, VersionNumber};
 
 /// A digest of each function's source.
 pub type Sources = BTreeMap<TriggerType, String>;
@@ -55,19 +57,20 @@ impl Store {
         trigger_type: &TriggerType,
         (name, description): (&str, &str),
         now: SystemTime,
+        actor: &Actor,
     ) -> Result<Option<FunctionRecord>, Error> {
         const VERB: &str = "create a function";
         let mut tx = self.begin(VERB).await?;
-        let create = "INSERT INTO apps (id, last_version, created_at, description) VALUES ($1, 0, $2, '')
-                      ON CONFLICT (id) DO NOTHING";
-        let create = db::query(create).bind(app.as_str()).bind(millis(now));
-        create.execute(&mut tx).await.map_err(during(VERB))?;
+        apps::ensure(&mut tx, app, now, actor).await?;
         let query = db::query_scalar(
             "INSERT INTO functions (app_id, trigger_type, name, description, last_number, created_at)
              VALUES ($1, $2, $3, $4, 0, $5) ON CONFLICT (app_id, trigger_type) DO NOTHING RETURNING id",
         );
         let query = query.bind(app.as_str()).bind(trigger_type.as_str()).bind(name).bind(description).bind(millis(now));
         let ids: Vec<i64> = query.fetch_all(&mut tx).await.map_err(during(VERB))?;
+        if !ids.is_empty() {
+            Record::new(actor, app, AuditAction::FunctionCreate).target(trigger_type).write(&mut tx).await?;
+        }
         tx.commit().await.map_err(during(VERB))?;
         Ok(ids.first().map(|id| FunctionRecord {
             id: id.unsigned_abs(),
@@ -239,14 +242,14 @@ fn decode_version(row: &Row) -> Result<FunctionVersionRecord, Error> {
 #[cfg(test)]
 mod tests {
     use super::super::DeleteVersion;
-    use super::super::testing::{app, at, building, built, ready_version, sqlite_store, store, trigger};
+    use super::super::testing::{actor, app, at, building, built, ready_version, sqlite_store, store, trigger};
     use super::*;
 
     async fn publish(store: &Store, source: &str) -> VersionNumber {
         let new = building("shop");
-        let number = store.begin_version(new.clone()).await.expect("begin");
+        let number = store.begin_version(new.clone(), actor()).await.expect("begin");
         let sources = Sources::from([(trigger(), source.to_owned())]);
-        store.finish_version(&built(&new, number), &sources, Some(at(0)), None).await.expect("finish");
+        store.finish_version(&built(&new, number), &sources, Some(at(0)), None, actor()).await.expect("finish");
         number
     }
 
@@ -267,7 +270,7 @@ mod tests {
         assert_eq!((current.id, current.number, current.app_version), (first.id, 1, same));
         publish(&store, "b").await;
         assert_eq!(only(&store).await.current.expect("runs").number, 2);
-        assert!(store.activate_version(&app("shop"), one, at(0)).await.expect("activate").is_some());
+        assert!(store.activate_version(&app("shop"), one, at(0), actor()).await.expect("activate").is_some());
         let function = only(&store).await;
         assert_eq!(function.current.expect("runs").id, first.id);
         let (versions, total) = store.function_versions(function.id, true, (0, 1)).await.expect("versions");
@@ -287,7 +290,10 @@ mod tests {
         publish(&store, "a").await;
         assert_eq!(only(&store).await.current.expect("runs").number, 3, "it differs from the newest");
         for number in [one, two] {
-            assert_eq!(store.delete_version(&app("shop"), number).await.expect("delete"), DeleteVersion::Deleted);
+            assert_eq!(
+                store.delete_version(&app("shop"), number, actor()).await.expect("delete"),
+                DeleteVersion::Deleted
+            );
         }
         assert_eq!(store.function_version(&app("shop"), first.id).await.expect("read"), None);
         let function = only(&store).await;
@@ -299,7 +305,7 @@ mod tests {
     #[tokio::test]
     async fn a_function_may_exist_before_its_first_version() {
         let (_dir, store) = store().await;
-        let create = async || store.create_function(&app("shop"), &trigger(), ("Greet", "hi"), at(1)).await;
+        let create = async || store.create_function(&app("shop"), &trigger(), ("Greet", "hi"), at(1), actor()).await;
         let created = create().await.expect("create").expect("new");
         assert_eq!(only(&store).await, created);
         assert_eq!(create().await.expect("create"), None);

@@ -1,4 +1,4 @@
-use super::super::testing::{Place, app, at, ready_version, sqlite_store, store, trigger};
+use super::super::testing::{Place, actor, app, at, ready_version, sqlite_store, store, trigger};
 use super::super::{AppChange, Store};
 use super::*;
 use crate::model::{Denial, FailureKind, FunctionFailure, LogSource, Outcome, RawJson, Timings};
@@ -168,7 +168,7 @@ async fn history_is_purged_when_its_app_no_longer_keeps_it() {
     let (_dir, store) = store_with_app().await;
     ready_version(&store, "keeper").await;
     let change = AppChange { history_retention: Some(Some(Duration::from_secs(50))), ..AppChange::default() };
-    store.update_app(&app("keeper"), change).await.expect("update");
+    store.update_app(&app("keeper"), change, actor()).await.expect("update");
     let mut items = Vec::new();
     for app_id in ["shop", "keeper"] {
         for second in [10, 40, 90] {

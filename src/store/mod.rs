@@ -7,6 +7,7 @@
 //! Start reading at [`Store::open`], then [`queue`], where the promises about events are kept.
 
 mod apps;
+mod audit;
 mod blobs;
 mod changes;
 mod codec;
@@ -38,6 +39,7 @@ use crate::model::AppId;
 use db::{Pool, Tx};
 
 pub use apps::{Activation, ActiveVersion, App, AppChange, AppRate};
+pub use audit::AuditFilter;
 pub use blobs::{BeginBlob, VersionFiles};
 pub use changes::{Change, Changes};
 pub use credentials::{CreateCredential, Secret256};
@@ -94,6 +96,28 @@ pub enum Error {
     /// A value or a key that cannot be encrypted or opened.
     #[error(transparent)]
     Secret(#[from] crate::secrets::Error),
+}
+
+impl Error {
+    /// What clients and the audit log know it by.
+    pub fn reason(&self) -> &'static str {
+        use crate::secrets::Error as Secret;
+        match self {
+            Self::UnknownApp(_) => "APP_NOT_FOUND",
+            Self::Closed => "DRAINING",
+            Self::QueueFull { .. } => "QUEUE_FULL",
+            Self::Database { .. } | Self::Unreachable { .. } => "STORE_UNAVAILABLE",
+            Self::Secret(
+                Secret::UnknownKey { .. } | Secret::NoKeys { .. } | Secret::Tampered { .. } | Secret::Malformed { .. },
+            ) => "SECRET_UNREADABLE",
+            Self::Secret(Secret::Read { .. } | Secret::File { .. } | Secret::NoRandom(_))
+            | Self::File { .. }
+            | Self::NotADatabase(_)
+            | Self::Newer { .. }
+            | Self::Migration { .. }
+            | Self::Corrupt(_) => "INTERNAL",
+        }
+    }
 }
 
 /// A handle on the store; clones share it.
@@ -189,7 +213,7 @@ fn during(verb: &'static str) -> impl FnOnce(sqlx::Error) -> Error {
 
 #[cfg(test)]
 mod tests {
-    use super::testing::{app, at, building, built, event, store, trigger};
+    use super::testing::{actor, app, at, building, built, event, store, trigger};
     use super::*;
     use crate::model::{InvocationId, VersionNumber};
 
@@ -202,11 +226,11 @@ mod tests {
         let (_dir, store) = store().await;
         let (id, one) = (app("shop"), VersionNumber(1));
         is_send(Store::open(std::path::Path::new("x"), QueueLimits::default()));
-        is_send(store.begin_version(building("shop")));
-        is_send(store.finish_version(&built(&building("shop"), one), &Default::default(), None, None));
+        is_send(store.begin_version(building("shop"), actor()));
+        is_send(store.finish_version(&built(&building("shop"), one), &Default::default(), None, None, actor()));
         is_send(store.list_apps(None, 1));
-        is_send(store.delete_app(&id));
-        is_send(store.delete_version(&id, one));
+        is_send(store.delete_app(&id, actor()));
+        is_send(store.delete_version(&id, one, actor()));
         is_send(store.layers_in_use(&id));
         is_send(store.layer_for(&id, ""));
         is_send(store.enqueue(event("shop")));
@@ -217,7 +241,8 @@ mod tests {
         is_send(store.invocation(&id, InvocationId::new()));
         is_send(store.recorded_reply(&id, &trigger(), "", at(0)));
         is_send(store.credential(crate::model::ClientId::new()));
-        is_send(store.revoke_credential(crate::model::ClientId::new(), None));
+        is_send(store.revoke_credential(crate::model::ClientId::new(), None, actor()));
+        is_send(store.audit_entries(&AuditFilter::default(), None, 1));
         is_send(store.close());
     }
 }

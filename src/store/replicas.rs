@@ -8,11 +8,12 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
-use super::codec::{get, json, millis, span_millis};
+use super::audit::Record;
+use super::codec::{get, get_parsed, get_version, json, millis, span_millis};
 use super::db::{self, Tx, each};
 use super::running_keys::forget_keys;
 use super::{Error, Store, during};
-use crate::model::{FailureKind, FunctionFailure};
+use crate::model::{Actor, AppId, AuditAction, FailureKind, FunctionFailure, VersionNumber};
 
 const VERB: &str = "see to the replicas";
 /// Only one at a time takes over.
@@ -110,15 +111,22 @@ async fn abandon_invocations(tx: &mut Tx, now: SystemTime) -> Result<u64, Error>
 async fn abandon_builds(tx: &mut Tx) -> Result<u64, Error> {
     const VERB: &str = "abandon builds";
     let sql = "UPDATE versions SET state = 2, failure = $1 WHERE state = 0
-               AND (replica IS NULL OR replica NOT IN (SELECT id FROM replicas))";
+               AND (replica IS NULL OR replica NOT IN (SELECT id FROM replicas)) RETURNING app_id, number, published_by";
     let query = db::query(sql).bind("the service stopped while this version was being built");
-    let abandoned = query.execute(&mut *tx).await.map_err(during(VERB))?;
-    if abandoned > 0 {
+    let abandoned = query.fetch_all(&mut *tx).await.map_err(during(VERB))?;
+    for row in &abandoned {
+        let published_by: Option<&str> = get(row, "published_by")?;
+        let actor = published_by.and_then(|json| serde_json::from_str(json).ok()).unwrap_or_else(Actor::service);
+        let (app, number): (AppId, VersionNumber) = (get_parsed(row, "app_id")?, get_version(row, "number")?);
+        let record = Record::new(&actor, &app, AuditAction::VersionPublish).target(number);
+        record.failed("SERVICE_STOPPED").write(tx).await?;
+    }
+    if !abandoned.is_empty() {
         // Their secrets go with them.
         let secrets =
             "DELETE FROM environments WHERE EXISTS (SELECT 1 FROM versions v WHERE v.app_id = environments.app_id
                        AND v.number = environments.version AND v.state = 2)";
         db::query(secrets).execute(&mut *tx).await.map_err(during(VERB))?;
     }
-    Ok(abandoned)
+    Ok(abandoned.len() as u64)
 }

@@ -1,11 +1,14 @@
 //! Values that are encrypted, and the keys that they take. How is [`crate::secrets`]' business.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use serde_json::json;
+
+use super::audit::{self, Record};
 use super::codec::{get, get_unsigned, signed};
-use super::db::{self, Row, Tx};
+use super::db::{self, On, Row, Tx};
 use super::{Error, Secret256, Store, during};
-use crate::model::{AppId, VersionNumber};
+use crate::model::{Actor, AppId, AuditAction, AuditId, Version, VersionNumber};
 use crate::secrets::{self, DataKey, Keyring, Variable, What};
 
 /// Rows that one transaction of a rotation changes: others wait for the writer meanwhile.
@@ -69,15 +72,14 @@ impl Store {
     /// # Errors
     /// One cannot be opened: its key is missing, or it was changed.
     pub async fn environment(&self, app: &AppId, number: VersionNumber) -> Result<BTreeMap<String, String>, Error> {
-        let query = db::query(
-            "SELECT e.name, e.value, e.data_key_id, k.id, k.wrapped FROM environments e
-             LEFT JOIN data_keys k ON k.app_id = e.app_id WHERE e.app_id = $1 AND e.version = $2",
-        );
-        let query = query.bind(app.as_str()).bind(signed(number.0));
-        let rows = query.fetch_all(self.read()).await.map_err(during("read an environment"))?;
+        let rows = environment_rows(self.read(), app, number).await?;
+        self.opened(&rows, app, number)
+    }
+
+    fn opened(&self, rows: &[Row], app: &AppId, number: VersionNumber) -> Result<BTreeMap<String, String>, Error> {
         let mut key = None;
         let mut environment = BTreeMap::new();
-        for row in &rows {
+        for row in rows {
             let (name, value): (String, String) = (get(row, "name")?, get(row, "value")?);
             let value = match get::<Option<String>>(row, "data_key_id")? {
                 None => value,
@@ -92,6 +94,34 @@ impl Store {
             environment.insert(name, value);
         }
         Ok(environment)
+    }
+
+    /// For the audit log: which variables of a version are new, differ, or are gone, against the version that served when it was
+    /// published. Where one of the two cannot be opened (its key is missing) all of them count as set.
+    pub(super) async fn environment_changes<'a>(
+        &self,
+        tx: &mut Tx,
+        version: &'a Version,
+        before: Option<VersionNumber>,
+        actor: &'a Actor,
+    ) -> Result<Vec<Record<'a>>, Error> {
+        let (app, number) = (&version.app, version.number);
+        let rows = environment_rows(&mut *tx, app, number).await?;
+        let old_rows = match before {
+            Some(before) => environment_rows(&mut *tx, app, before).await?,
+            None => Vec::new(),
+        };
+        let compared = before.map(|before| self.opened(&old_rows, app, before)).transpose().ok().flatten();
+        let compared = compared.zip(self.opened(&rows, app, number).ok());
+        let names = |rows: &[Row]| rows.iter().map(|row| get(row, "name")).collect::<Result<BTreeSet<String>, Error>>();
+        let (new, old) = (names(&rows)?, names(&old_rows)?);
+        let same = |name: &&String| compared.as_ref().is_some_and(|(old, new)| old.get(*name) == new.get(*name));
+        let record = |action, name: &String| {
+            Record::new(actor, app, action).target(name).details(json!({ "version": number.0 }))
+        };
+        let set = new.iter().filter(|name| !same(name)).map(|name| record(AuditAction::EnvSet, name));
+        let unset = old.difference(&new).map(|name| record(AuditAction::EnvUnset, name));
+        Ok(set.chain(unset).collect())
     }
 
     /// The app's data key, from a row that was joined with it. `id`: of the one that the value takes.
@@ -137,21 +167,22 @@ impl Store {
     ///
     /// # Errors
     /// No keys are in use, or the database refuses. What cannot be opened is no error: it is in [`Rotation::failed`].
-    pub async fn rotate_keys(&self, mut progress: impl FnMut(&Rotation)) -> Result<Rotation, Error> {
+    pub async fn rotate_keys(&self, actor: &Actor, mut progress: impl FnMut(&Rotation)) -> Result<Rotation, Error> {
         let Some(keys) = self.keys() else { return Ok(Rotation::default()) };
         let mut done = Rotation { key_id: keys.current_id(), ..Rotation::default() };
+        let entry = Entry { id: AuditId::new(), actor };
         self.forget_on_write().await?;
         let mut after = String::new();
-        while let Some(last) = self.rotate_data_keys(keys, &after, &mut done).await? {
+        while let Some(last) = self.rotate_data_keys(keys, &after, &mut done, entry).await? {
             after = last;
             progress(&done);
         }
         let mut after = (String::new(), 0, String::new());
-        while let Some(last) = self.encrypt_values(keys, &after, &mut done).await? {
+        while let Some(last) = self.encrypt_values(keys, &after, &mut done, entry).await? {
             after = last;
             progress(&done);
         }
-        self.rotate_service_keys(keys, &mut done).await?;
+        self.rotate_service_keys(keys, &mut done, entry).await?;
         progress(&done);
         Ok(done)
     }
@@ -162,6 +193,7 @@ impl Store {
         keys: &Keyring,
         after: &str,
         done: &mut Rotation,
+        entry: Entry<'_>,
     ) -> Result<Option<String>, Error> {
         let mut tx = self.begin(ROTATE).await?;
         let query = db::query(
@@ -184,6 +216,9 @@ impl Store {
             }
             last = Some(app);
         }
+        if last.is_some() {
+            entry.write(&mut tx, done, false).await?;
+        }
         tx.commit().await.map_err(during(ROTATE))?;
         Ok(last)
     }
@@ -194,6 +229,7 @@ impl Store {
         keys: &Keyring,
         (app, version, name): &(String, u64, String),
         done: &mut Rotation,
+        entry: Entry<'_>,
     ) -> Result<Option<(String, u64, String)>, Error> {
         let mut tx = self.begin(ROTATE).await?;
         let query = db::query(
@@ -222,12 +258,15 @@ impl Store {
             }
             last = Some((app, version, name));
         }
+        if last.is_some() {
+            entry.write(&mut tx, done, false).await?;
+        }
         tx.commit().await.map_err(during(ROTATE))?;
         Ok(last)
     }
 
     /// There are a handful.
-    async fn rotate_service_keys(&self, keys: &Keyring, done: &mut Rotation) -> Result<(), Error> {
+    async fn rotate_service_keys(&self, keys: &Keyring, done: &mut Rotation, entry: Entry<'_>) -> Result<(), Error> {
         let mut tx = self.begin(ROTATE).await?;
         let query = db::query("SELECT name, value, wrapped FROM service_keys ORDER BY name");
         for row in &query.fetch_all(&mut tx).await.map_err(during(ROTATE))? {
@@ -250,6 +289,7 @@ impl Store {
             query.execute(&mut tx).await.map_err(during(ROTATE))?;
             done.service_keys += 1;
         }
+        entry.write(&mut tx, done, true).await?;
         tx.commit().await.map_err(during(ROTATE))
     }
 
@@ -273,6 +313,37 @@ impl Store {
         let busy: i64 = query.fetch_one(self.write()).await.map_err(during("empty the write-ahead log"))?;
         Ok(busy == 0)
     }
+}
+
+/// A rotation in the audit log: one entry, which each of its transactions brings up to date.
+#[derive(Clone, Copy)]
+struct Entry<'a> {
+    id: AuditId,
+    actor: &'a Actor,
+}
+
+impl Entry<'_> {
+    async fn write(self, tx: &mut Tx, done: &Rotation, ended: bool) -> Result<(), Error> {
+        let Rotation { key_id, data_keys, values, service_keys, failed } = done;
+        let details = json!({
+            "data_keys": data_keys,
+            "values": values,
+            "service_keys": service_keys,
+            "failed": failed.len(),
+            "ended": ended,
+        });
+        let record = Record::new(self.actor, None, AuditAction::KeysRotate).target(key_id).details(details);
+        audit::write_as(tx, vec![(self.id, record)]).await
+    }
+}
+
+async fn environment_rows(on: impl Into<On<'_>>, app: &AppId, number: VersionNumber) -> Result<Vec<Row>, Error> {
+    let query = db::query(
+        "SELECT e.name, e.value, e.data_key_id, k.id, k.wrapped FROM environments e
+         LEFT JOIN data_keys k ON k.app_id = e.app_id WHERE e.app_id = $1 AND e.version = $2",
+    );
+    let query = query.bind(app.as_str()).bind(signed(number.0));
+    query.fetch_all(on).await.map_err(during("read an environment"))
 }
 
 /// The app's, made if there is none yet.

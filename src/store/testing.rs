@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tempfile::TempDir;
@@ -9,7 +10,8 @@ use tempfile::TempDir;
 use super::db::{self, Builder, each};
 use super::{Database, NewEvent, NewVersion, Postgres, QueueLimits, Store};
 use crate::model::{
-    AppId, FailurePolicy, Function, Limits, RawJson, RetryPolicy, TriggerType, Version, VersionNumber, VersionState,
+    Actor, ActorKind, AppId, FailurePolicy, Function, Limits, RawJson, RetryPolicy, TriggerType, Version,
+    VersionNumber, VersionState,
 };
 
 /// The server of PostgreSQL for tests that need one.
@@ -103,6 +105,16 @@ pub fn app(id: &str) -> AppId {
     id.parse().expect("app id")
 }
 
+/// Whoever changes things in the tests.
+pub fn actor() -> &'static Actor {
+    static ACTOR: LazyLock<Actor> = LazyLock::new(|| Actor {
+        kind: ActorKind::OperatorToken,
+        request_id: "of-a-test".to_owned(),
+        ..Actor::service()
+    });
+    &ACTOR
+}
+
 pub fn trigger() -> TriggerType {
     TriggerType::stored("UserSentMessage".to_owned())
 }
@@ -162,9 +174,9 @@ pub fn built(new: &NewVersion, number: VersionNumber) -> Version {
 /// Publishes and activates one more version.
 pub async fn ready_version(store: &Store, app_id: &str) -> Version {
     let new = building(app_id);
-    let number = store.begin_version(new.clone()).await.expect("begin");
+    let number = store.begin_version(new.clone(), actor()).await.expect("begin");
     let version = built(&new, number);
-    store.finish_version(&version, &Default::default(), Some(at(0)), None).await.expect("finish");
+    store.finish_version(&version, &Default::default(), Some(at(0)), None, actor()).await.expect("finish");
     version
 }
 
@@ -189,9 +201,9 @@ pub fn event(app_id: &str) -> NewEvent {
 pub async fn row_counts(store: &Store) -> Vec<(String, i64)> {
     let tables = each(
         "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE '\\_%' ESCAPE '\\'
-             AND name NOT LIKE 'sqlite%' AND name NOT IN ('service_keys', 'replicas', 'blob_objects') ORDER BY name",
+             AND name NOT LIKE 'sqlite%' AND name NOT IN ('service_keys', 'replicas', 'blob_objects', 'audit_entries') ORDER BY name",
         "SELECT CAST(tablename AS TEXT) FROM pg_tables WHERE schemaname = CURRENT_SCHEMA()
-             AND tablename NOT IN ('_sqlx_migrations', 'service_keys', 'replicas', 'blob_objects') ORDER BY tablename",
+             AND tablename NOT IN ('_sqlx_migrations', 'service_keys', 'replicas', 'blob_objects', 'audit_entries') ORDER BY tablename",
     );
     let tables: Vec<String> = db::query_scalar(tables).fetch_all(store.read()).await.expect("tables");
     let mut counts = Vec::new();

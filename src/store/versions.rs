@@ -3,12 +3,20 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::SystemTime;
 
+use serde_json::{Value, json};
+
 use super::apps::{self, Activation};
-use super::codec::{corrupt, get, get_json, get_parsed, get_time, get_unsigned, get_version, json, millis, signed};
+use super::audit::{self, Record};
+use super::codec::{
+    corrupt, get, get_json, get_parsed, get_time, get_unsigned, get_version, json as text, millis, signed,
+};
 use super::db::{self, Row, Tx};
 use super::functions::{self, Sources};
 use super::{Error, Store, during};
-use crate::model::{AppId, Version, VersionNumber, VersionState};
+use crate::model::{Actor, AppId, AuditAction, Version, VersionNumber, VersionState};
+
+/// Disabled functions that the audit log names of a publish.
+const DISABLED_NAMED_MAX: usize = 20;
 
 /// A version whose build begins.
 #[derive(Debug, Clone)]
@@ -68,22 +76,17 @@ impl Store {
     ///
     /// # Errors
     /// `base` is not the newest READY version.
-    pub async fn begin_version(&self, new: NewVersion) -> Result<VersionNumber, BeginError> {
+    pub async fn begin_version(&self, new: NewVersion, actor: &Actor) -> Result<VersionNumber, BeginError> {
         const VERB: &str = "begin a version";
         let app = &new.version.app;
         let mut tx = self.begin(VERB).await?;
-        let create = db::query(
-            "INSERT INTO apps (id, last_version, created_at, description) VALUES ($1, 0, $2, '')
-             ON CONFLICT (id) DO NOTHING",
-        );
-        let create = create.bind(app.as_str()).bind(millis(new.version.created_at));
-        create.execute(&mut tx).await.map_err(during(VERB))?;
+        apps::ensure(&mut tx, app, new.version.created_at, actor).await?;
         tx.lock_app(app.as_str()).await.map_err(during(VERB))?;
         check_base(&mut tx, app, new.base, VersionNumber(0)).await?;
         let count = "UPDATE apps SET last_version = last_version + 1 WHERE id = $1 RETURNING last_version";
         let row = db::query(count).bind(app.as_str()).fetch_one(&mut tx).await.map_err(during(VERB))?;
         let number = get_version(&row, "last_version")?;
-        insert(&mut tx, &new, number, self.replica()).await?;
+        insert(&mut tx, &new, number, self.replica(), actor).await?;
         self.insert_environment(&mut tx, app, number, &new.environment).await?;
         tx.commit().await.map_err(during(VERB))?;
         Ok(number)
@@ -100,6 +103,7 @@ impl Store {
         sources: &Sources,
         activate: Option<SystemTime>,
         base: Option<VersionNumber>,
+        actor: &Actor,
     ) -> Result<Option<Activation>, BeginError> {
         const VERB: &str = "finish a version";
         let mut tx = self.begin(VERB).await?;
@@ -109,16 +113,28 @@ impl Store {
             return Err(BeginError::NotBuilding(version.number));
         }
         functions::record(&mut tx, version, sources).await?;
+        let before = apps::active(&mut tx, &version.app).await?;
+        let published = Record::new(actor, &version.app, AuditAction::VersionPublish).target(version.number);
+        let mut records = vec![published.details(told_of(version, before))];
+        records.extend(self.environment_changes(&mut tx, version, before, actor).await?);
+        audit::write_all(&mut tx, records).await?;
         let activation = match activate {
-            Some(now) => apps::activate(&mut tx, &version.app, version.number, now).await?,
+            Some(now) => apps::activate(&mut tx, &version.app, version.number, now, actor).await?,
             None => None,
         };
         tx.commit().await.map_err(during(VERB))?;
         Ok(activation)
     }
 
-    /// Marks a BUILDING version as FAILED, and forgets its secrets; any other stays as it is.
-    pub async fn fail_version(&self, app: &AppId, number: VersionNumber, failure: &str) -> Result<(), Error> {
+    /// Marks a BUILDING version as FAILED, and forgets its secrets; any other stays as it is. `failure`: what happened, for people, and
+    /// the stable reason.
+    pub async fn fail_version(
+        &self,
+        app: &AppId,
+        number: VersionNumber,
+        (failure, reason): (&str, &str),
+        actor: &Actor,
+    ) -> Result<(), Error> {
         const VERB: &str = "fail a version";
         let mut tx = self.begin(VERB).await?;
         let sql = "UPDATE versions SET state = 2, failure = $3 WHERE app_id = $1 AND number = $2 AND state = 0";
@@ -128,6 +144,8 @@ impl Store {
             let query = db::query("DELETE FROM environments WHERE app_id = $1 AND version = $2");
             let query = query.bind(app.as_str()).bind(signed(number.0));
             query.execute(&mut tx).await.map_err(during(VERB))?;
+            let record = Record::new(actor, app, AuditAction::VersionPublish).target(number);
+            record.failed(reason).write(&mut tx).await?;
         }
         tx.commit().await.map_err(during(VERB))
     }
@@ -138,11 +156,12 @@ impl Store {
         app: &AppId,
         number: VersionNumber,
         now: SystemTime,
+        actor: &Actor,
     ) -> Result<Option<Activation>, Error> {
         const VERB: &str = "activate a version";
         let mut tx = self.begin(VERB).await?;
         tx.lock_app(app.as_str()).await.map_err(during(VERB))?; // Else it could be deleted meanwhile.
-        let activation = apps::activate(&mut tx, app, number, now).await?;
+        let activation = apps::activate(&mut tx, app, number, now, actor).await?;
         tx.commit().await.map_err(during(VERB))?;
         Ok(activation)
     }
@@ -235,7 +254,12 @@ impl Store {
     }
 
     /// Deletes a version that nothing needs any more. Finished events and dead letters do not need theirs.
-    pub async fn delete_version(&self, app: &AppId, number: VersionNumber) -> Result<DeleteVersion, Error> {
+    pub async fn delete_version(
+        &self,
+        app: &AppId,
+        number: VersionNumber,
+        actor: &Actor,
+    ) -> Result<DeleteVersion, Error> {
         let mut tx = self.begin(DELETE).await?;
         tx.lock_app(app.as_str()).await.map_err(during(DELETE))?;
         if let Some(kept) = kept_by(&mut tx, app, number).await? {
@@ -245,6 +269,7 @@ impl Store {
         let query = query.bind(app.as_str()).bind(signed(number.0));
         query.execute(&mut tx).await.map_err(during(DELETE))?;
         functions::forget_unused(&mut tx, app).await?;
+        Record::new(actor, app, AuditAction::VersionDelete).target(number).write(&mut tx).await?;
         tx.commit().await.map_err(during(DELETE))?;
         Ok(DeleteVersion::Deleted)
     }
@@ -321,24 +346,45 @@ async fn check_base(
     if newest == base { Ok(()) } else { Err(BeginError::BaseMoved { newest }) }
 }
 
-async fn insert(tx: &mut Tx, new: &NewVersion, number: VersionNumber, replica: i64) -> Result<(), Error> {
+async fn insert(
+    tx: &mut Tx,
+    new: &NewVersion,
+    number: VersionNumber,
+    replica: i64,
+    actor: &Actor,
+) -> Result<(), Error> {
     let v = &new.version;
     let query = db::query(
         "INSERT INTO versions (app_id, number, state, digest, functions_json, dependencies_json,
              environment_names_json, limits_json, node_version, layer, layer_size_bytes, size_bytes,
-             has_initialization_script, created_at, failure, deps_digest, publish_key, publish_digest, replica)
-         VALUES ($1, $2, 0, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, '', $14, $15, $16, $17)",
+             has_initialization_script, created_at, failure, deps_digest, publish_key, publish_digest, replica,
+             published_by)
+         VALUES ($1, $2, 0, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, '', $14, $15, $16, $17, $18)",
     );
     let query = query.bind(v.app.as_str()).bind(signed(number.0)).bind(&v.digest);
-    let query = query.bind(json(&v.functions)?).bind(json(&v.dependencies)?).bind(json(&v.environment_names)?);
-    let query = query.bind(json(&v.limits)?).bind(&v.node_version);
+    let query = query.bind(text(&v.functions)?).bind(text(&v.dependencies)?).bind(text(&v.environment_names)?);
+    let query = query.bind(text(&v.limits)?).bind(&v.node_version);
     let query = query.bind(&v.layer).bind(signed(v.layer_size_bytes)).bind(signed(v.size_bytes));
     let query = query.bind(v.has_initialization_script).bind(millis(v.created_at));
     let key = new.publish_key.as_ref();
     let query =
         query.bind(&new.deps_digest).bind(key.map(|key| &key.key)).bind(key.map(|key| &key.digest)).bind(replica);
+    let query = query.bind(text(actor)?);
     query.execute(&mut *tx).await.map_err(during("insert a version"))?;
     Ok(())
+}
+
+/// What the audit log tells of a publish beside its number.
+fn told_of(version: &Version, before: Option<VersionNumber>) -> Value {
+    let disabled = version.functions.iter().filter(|function| function.disabled).map(|f| f.trigger_type.as_str());
+    json!({
+        "digest": version.digest,
+        "active_before": before.map(|before| before.0),
+        "functions": version.functions.len(),
+        "disabled": disabled.take(DISABLED_NAMED_MAX).collect::<Vec<_>>(),
+        "dependencies": version.dependencies.len(),
+        "egress": version.limits.egress,
+    })
 }
 
 /// False where the version is not BUILDING.
@@ -350,8 +396,8 @@ async fn set_ready(tx: &mut Tx, v: &Version) -> Result<bool, Error> {
          WHERE app_id = $1 AND number = $2 AND state = 0",
     );
     let query = query.bind(v.app.as_str()).bind(signed(v.number.0)).bind(&v.digest);
-    let query = query.bind(json(&v.functions)?).bind(json(&v.dependencies)?).bind(json(&v.environment_names)?);
-    let query = query.bind(json(&v.limits)?).bind(&v.node_version);
+    let query = query.bind(text(&v.functions)?).bind(text(&v.dependencies)?).bind(text(&v.environment_names)?);
+    let query = query.bind(text(&v.limits)?).bind(&v.node_version);
     let query = query.bind(&v.layer).bind(signed(v.layer_size_bytes)).bind(signed(v.size_bytes));
     let query = query.bind(v.has_initialization_script);
     let changed = query.execute(&mut *tx).await.map_err(during("make a version ready"))?;

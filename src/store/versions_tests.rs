@@ -1,11 +1,11 @@
 use std::time::Duration;
 
-use super::super::testing::{app, at, building, built, event, ready_version, store};
+use super::super::testing::{actor, app, at, building, built, event, ready_version, store};
 use super::super::{Disposition, Store};
 use super::*;
 
 async fn begin(store: &Store, new: &NewVersion) -> VersionNumber {
-    store.begin_version(new.clone()).await.expect("begin")
+    store.begin_version(new.clone(), actor()).await.expect("begin")
 }
 
 async fn state(store: &Store, number: u64) -> VersionState {
@@ -25,48 +25,57 @@ async fn a_version_is_kept_from_its_beginning_to_its_end() {
     let stored = store.version(&app("shop"), number).await.expect("version");
     assert_eq!(stored, Some(Version { number, ..new.version.clone() }));
     assert_eq!(active(&store).await, None);
-    assert!(store.activate_version(&app("shop"), number, at(0)).await.expect("activate").is_none(), "not READY");
+    assert!(
+        store.activate_version(&app("shop"), number, at(0), actor()).await.expect("activate").is_none(),
+        "not READY"
+    );
 
     let version = built(&new, number);
-    store.finish_version(&version, &Default::default(), None, None).await.expect("finish");
+    store.finish_version(&version, &Default::default(), None, None, actor()).await.expect("finish");
     assert_eq!(store.version(&app("shop"), number).await.expect("version"), Some(version.clone()));
     assert_eq!(active(&store).await, None, "was not asked to serve");
-    assert!(store.activate_version(&app("shop"), number, at(0)).await.expect("activate").is_some());
+    assert!(store.activate_version(&app("shop"), number, at(0), actor()).await.expect("activate").is_some());
     assert_eq!(active(&store).await, Some(1));
     assert_eq!(store.environment(&app("shop"), number).await.expect("environment"), new.environment);
     assert!(store.environment(&app("shop"), VersionNumber(2)).await.expect("environment").is_empty());
 
-    let again = store.finish_version(&version, &Default::default(), Some(at(0)), None).await;
+    let again = store.finish_version(&version, &Default::default(), Some(at(0)), None, actor()).await;
     assert!(matches!(again, Err(BeginError::NotBuilding(VersionNumber(1)))));
-    store.fail_version(&app("shop"), number, "too late").await.expect("fail");
+    store.fail_version(&app("shop"), number, ("too late", "INSTALL_FAILED"), actor()).await.expect("fail");
     assert_eq!(state(&store, 1).await, VersionState::Ready, "never leaves READY");
-    assert!(store.activate_version(&app("shop"), VersionNumber(9), at(0)).await.expect("activate").is_none());
-    assert!(store.activate_version(&app("none"), number, at(0)).await.expect("activate").is_none());
+    assert!(store.activate_version(&app("shop"), VersionNumber(9), at(0), actor()).await.expect("activate").is_none());
+    assert!(store.activate_version(&app("none"), number, at(0), actor()).await.expect("activate").is_none());
 }
 
 #[tokio::test]
 async fn a_base_that_moved_is_refused_at_both_ends() {
     let (_dir, store) = store().await;
     let on = |base: u64| NewVersion { base: Some(VersionNumber(base)), ..building("shop") };
-    let refused = store.begin_version(on(1)).await;
+    let refused = store.begin_version(on(1), actor()).await;
     assert!(matches!(refused, Err(BeginError::BaseMoved { newest: VersionNumber(0) })));
     assert_eq!(store.app(&app("shop")).await.expect("app"), None, "nothing is left of it");
 
     let first = begin(&store, &on(0)).await;
     let second = begin(&store, &on(0)).await; // The first is not READY yet.
     store
-        .finish_version(&built(&on(0), second), &Default::default(), Some(at(0)), Some(VersionNumber(0)))
+        .finish_version(&built(&on(0), second), &Default::default(), Some(at(0)), Some(VersionNumber(0)), actor())
         .await
         .expect("finish");
-    let late =
-        store.finish_version(&built(&on(0), first), &Default::default(), Some(at(0)), Some(VersionNumber(0))).await;
+    let late = store
+        .finish_version(&built(&on(0), first), &Default::default(), Some(at(0)), Some(VersionNumber(0)), actor())
+        .await;
     assert!(matches!(late, Err(BeginError::BaseMoved { newest }) if newest == second));
     assert_eq!((state(&store, 1).await, active(&store).await), (VersionState::Building, Some(2)));
 
-    assert!(matches!(store.begin_version(on(0)).await, Err(BeginError::BaseMoved { newest }) if newest == second));
+    assert!(
+        matches!(store.begin_version(on(0), actor()).await, Err(BeginError::BaseMoved { newest }) if newest == second)
+    );
     let third = begin(&store, &on(2)).await;
     assert_eq!(third, VersionNumber(3), "refused ones take no number");
-    store.finish_version(&built(&on(2), third), &Default::default(), Some(at(0)), Some(second)).await.expect("finish");
+    store
+        .finish_version(&built(&on(2), third), &Default::default(), Some(at(0)), Some(second), actor())
+        .await
+        .expect("finish");
 }
 
 #[tokio::test]
@@ -74,12 +83,12 @@ async fn numbers_are_never_reused() {
     let (_dir, store) = store().await;
     ready_version(&store, "shop").await;
     let failed = begin(&store, &building("shop")).await;
-    store.fail_version(&app("shop"), failed, "npm said no").await.expect("fail");
+    store.fail_version(&app("shop"), failed, ("npm said no", "INSTALL_FAILED"), actor()).await.expect("fail");
     let stored = store.version(&app("shop"), failed).await.expect("version").expect("exists");
     assert_eq!((stored.state, stored.failure.as_str()), (VersionState::Failed, "npm said no"));
     assert!(store.environment(&app("shop"), failed).await.expect("environment").is_empty(), "no secret outlives it");
     assert!(!store.environment(&app("shop"), VersionNumber(1)).await.expect("environment").is_empty());
-    assert_eq!(store.delete_version(&app("shop"), failed).await.expect("delete"), DeleteVersion::Deleted);
+    assert_eq!(store.delete_version(&app("shop"), failed, actor()).await.expect("delete"), DeleteVersion::Deleted);
     assert_eq!(begin(&store, &building("shop")).await, VersionNumber(3));
     assert_eq!(begin(&store, &building("other")).await, VersionNumber(1));
 }
@@ -87,7 +96,7 @@ async fn numbers_are_never_reused() {
 #[tokio::test]
 async fn concurrent_builds_get_different_numbers() {
     let (_dir, store) = store().await;
-    let builds = (0..20).map(|_| store.begin_version(building("shop")));
+    let builds = (0..20).map(|_| store.begin_version(building("shop"), actor()));
     let numbers: BTreeSet<u64> =
         futures_util::future::try_join_all(builds).await.expect("begin").into_iter().map(|number| number.0).collect();
     assert_eq!(numbers, (1..=20).collect());
@@ -96,7 +105,8 @@ async fn concurrent_builds_get_different_numbers() {
 #[tokio::test]
 async fn a_version_in_use_is_not_deleted() {
     let (_dir, store) = store().await;
-    let delete = async |number| store.delete_version(&app("shop"), VersionNumber(number)).await.expect("delete");
+    let delete =
+        async |number| store.delete_version(&app("shop"), VersionNumber(number), actor()).await.expect("delete");
     ready_version(&store, "shop").await;
     assert_eq!(delete(1).await, DeleteVersion::Active);
     ready_version(&store, "shop").await;
@@ -142,10 +152,10 @@ async fn the_newest_ready_version_is_found_by_key_and_by_dependencies() {
     let by_key = async |id| store.version_by_publish_key(&app(id), "k").await.expect("find");
     assert_eq!(by_key("shop").await, None);
     assert!(store.layers_in_use(&app("shop")).await.expect("layers").is_empty());
-    store.finish_version(&built(&keyed, first), &Default::default(), Some(at(0)), None).await.expect("finish");
+    store.finish_version(&built(&keyed, first), &Default::default(), Some(at(0)), None, actor()).await.expect("finish");
     let second = begin(&store, &keyed).await;
     let no_layer = Version { layer: String::new(), ..built(&keyed, second) };
-    store.finish_version(&no_layer, &Default::default(), Some(at(0)), None).await.expect("finish");
+    store.finish_version(&no_layer, &Default::default(), Some(at(0)), None, actor()).await.expect("finish");
     begin(&store, &keyed).await; // BUILDING does not count.
 
     let (found, digest) = by_key("shop").await.expect("the second");

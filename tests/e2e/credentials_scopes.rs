@@ -41,6 +41,7 @@ const OPENED_BY: &[(&str, &[&str])] = &[
     ("AppService/CreateCredential", &["manage"]),
     ("AppService/ListCredentials", &["manage"]),
     ("AppService/RevokeCredential", &["manage"]),
+    ("AppService/ListAuditEntries", &["manage"]),
 ];
 
 /// Each call as `Service/Method`, and whether its request names an app (always in field 1).

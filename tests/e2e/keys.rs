@@ -9,6 +9,7 @@ use chatfn::proto;
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::audit::listed;
 use crate::credentials::{bearer, create, wanted};
 use crate::credentials_oauth::access_token;
 use crate::harness::{Answered, LOGIN, TestServer, binary, request};
@@ -146,6 +147,18 @@ async fn a_key_is_replaced_under_a_running_service() {
     server.publish(again).await.expect("publishes");
     server.publish(with_secret("late")).await.expect("publishes");
     assert_eq!(rotate(&server, &keys).await["data_keys"], 0, "what came later took the new key by itself");
+
+    let rotations = proto::ListAuditEntriesRequest { action: "keys.rotate".to_owned(), ..Default::default() };
+    let entries = listed(&server, rotations).await;
+    assert_eq!(entries.len(), 2, "{entries:?}");
+    let actor = entries[1].actor.as_ref().expect("an actor");
+    assert_eq!((actor.kind.as_str(), actor.id.is_empty()), ("command", false), "{actor:?}");
+    assert_eq!((entries[1].app_id.as_str(), entries[1].target.as_str()), ("", "new"));
+    let details: Value = serde_json::from_slice(&entries[1].details_json).expect("JSON");
+    assert_eq!(
+        (&details["data_keys"], &details["service_keys"], &details["ended"]),
+        (&2.into(), &1.into(), &true.into())
+    );
 
     keys.write(&["new"]).await;
     let server = restarted(server, &[&keys.setting()]).await;

@@ -2,6 +2,7 @@
 
 mod activation;
 mod artifacts;
+mod audit;
 mod backup;
 #[path = "../../src/tls/testing.rs"]
 mod certificates;

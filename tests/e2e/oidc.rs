@@ -8,6 +8,7 @@ use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 use serde_json::json;
 use tonic::Code;
 
+use crate::audit::listed;
 use crate::credentials::{bearer, create, wanted};
 use crate::harness::{LOGIN, TestServer, reason};
 
@@ -33,6 +34,20 @@ async fn a_token_of_the_issuer_opens_what_its_claims_say_and_nothing_is_open_wit
     let server = TestServer::with(&[&settings[0], &settings[1], "oidc.audience=chatfn"]).await;
     let operator = token(json!({ "scope": "openid operator" }));
     create(&server, bearer(wanted("demo", &["invoke"]), &operator)).await.expect("an operator");
+    let by = async |kind: &str, id: &str| {
+        let request = proto::ListAuditEntriesRequest {
+            actor_kind: kind.to_owned(),
+            actor_id: id.to_owned(),
+            ..Default::default()
+        };
+        let entries = listed(&server, bearer(request, &operator)).await;
+        entries.into_iter().map(|entry| (entry.action, entry.actor.unwrap_or_default().issuer)).collect::<Vec<_>>()
+    };
+    let made = |action: &str| (action.to_owned(), issuer.clone());
+    assert_eq!(by("oidc", "").await, [made("credential.create"), made("app.create")]);
+    let jane = token(json!({ "scope": "manage", "app": "demo", "sub": "jane" }));
+    create(&server, bearer(wanted("demo", &["manage"]), &jane)).await.expect("it has that");
+    assert_eq!(by("oidc", "jane").await, [made("credential.create")]);
     let open = server.apps().list_apps(proto::ListAppsRequest::default()).await.expect_err("no token");
     assert_eq!(open.code(), Code::Unauthenticated);
 

@@ -8,6 +8,7 @@ use chatfn::proto::{self, EventState, invoke_response::Outcome};
 use tempfile::TempDir;
 use tonic::Code;
 
+use crate::audit::listed;
 use crate::harness::{Answered, LOGIN, SENT, TestServer, binary, reason, wait_until};
 use crate::inspect::answering;
 use crate::pool::{Gate, until_busy};
@@ -60,6 +61,14 @@ async fn what_one_replica_does_the_others_follow() {
     let request = proto::ActivateVersionRequest { app_id: "demo".to_owned(), version: 1 };
     two.versions().activate_version(request).await.expect("activates");
     assert_eq!(two.app("demo").login("jane").await.json(), "v1");
+    let shared = proto::ListAuditEntriesRequest { action: "version.activate".to_owned(), ..Default::default() };
+    let targets = async |server: &TestServer| {
+        listed(server, shared.clone()).await.into_iter().map(|entry| entry.target).collect::<Vec<_>>()
+    };
+    assert_eq!(
+        (targets(&one).await, targets(&two).await),
+        (["1", "2", "1"].map(str::to_owned).to_vec(), targets(&one).await)
+    );
     wait_until("back on both", async || one.app("demo").login("jane").await.json() == "v1").await;
 
     let request = proto::DeleteAppRequest { app_id: "demo".to_owned() };

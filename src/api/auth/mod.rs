@@ -4,6 +4,7 @@
 //! [`mod@oauth`] gave out for one. [`identify`] puts the [`Caller`] it found among a request's extensions; every handler then asks it
 //! ([`Caller::may`]) before it does anything. What callers learn of a refusal never depends on whether an app exists.
 
+mod caller;
 mod failures;
 mod known;
 mod oauth;
@@ -28,20 +29,10 @@ use crate::store::{self, Secret256, Store};
 use known::Known;
 use tokens::{AccessKey, Claims, TokenError};
 
+pub use caller::{Caller, Denied, Operator, Subject};
 pub use failures::Failures;
 pub(super) use oauth::router as oauth;
 pub use oidc::Oidc;
-
-/// Who calls.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Caller {
-    /// May do everything with every app.
-    Operator,
-    /// Acts for one app.
-    Client { app: AppId, client_id: ClientId, scopes: Scopes },
-    /// Acts for these apps until its issuer's token expires.
-    Federated { apps: Vec<AppId>, scopes: Scopes, expires_at: SystemTime },
-}
 
 /// Why nobody is known to call.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -62,17 +53,6 @@ pub enum Refused {
     TooMany(Duration),
     #[error(transparent)]
     Store(#[from] store::Error),
-}
-
-/// The caller is known, and may not do this.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Denied {
-    #[error("this takes the scope {}, and the token has {has}", either(.needs))]
-    Scope { needs: Vec<Scope>, has: Scopes },
-    #[error("the token is for app {own}, not for app {other}")]
-    OtherApp { own: AppId, other: AppId },
-    #[error("a client can give only the scopes that it has: {has}")]
-    Escalation { has: Scopes },
 }
 
 /// Knows tokens; clones share it.
@@ -113,7 +93,9 @@ impl Auth {
     pub(super) async fn caller(&self, headers: &HeaderMap, extensions: &Extensions) -> Result<Caller, Refused> {
         let mut values = headers.get_all(AUTHORIZATION).iter();
         match (values.next(), values.next()) {
-            (None, _) if self.shared.operator.is_none() && self.shared.oidc.is_none() => Ok(Caller::Operator),
+            (None, _) if self.shared.operator.is_none() && self.shared.oidc.is_none() => {
+                Ok(Caller::Operator(Operator::Local))
+            }
             (None, _) => Err(Refused::NoToken),
             (Some(value), None) => {
                 let value = value.to_str().map_err(|_| Refused::NoToken)?;
@@ -128,7 +110,8 @@ impl Auth {
         let held_off = self.shared.failures.held_off(source);
         if self.shared.operator.is_some_and(|operator| blake3::hash(token.as_bytes()) == operator) {
             // The right one, too: else there would be no end of guesses.
-            return held_off.map_or(Ok(Caller::Operator), |wait| Err(Refused::TooMany(wait)));
+            let operator = Caller::Operator(Operator::Token);
+            return held_off.map_or(Ok(operator), |wait| Err(Refused::TooMany(wait)));
         }
         let found = match (tokens::secret_hash(token), &self.shared.oidc) {
             (Some(sha256), _) => self.by_secret(&sha256, held_off).await,
@@ -218,62 +201,14 @@ impl Auth {
         let (shared, caller) = (Arc::clone(&self.shared), caller.clone());
         async move {
             match caller {
-                Caller::Client { client_id, .. } => shared.known.gone(client_id).await,
-                Caller::Federated { expires_at, .. } => {
+                Caller::Client { client_id, .. } | Caller::Operator(Operator::Credential(client_id)) => {
+                    shared.known.gone(client_id).await;
+                }
+                Caller::Federated { expires_at, .. } | Caller::Operator(Operator::Federated { expires_at, .. }) => {
                     tokio::time::sleep(expires_at.duration_since(SystemTime::now()).unwrap_or_default()).await;
                 }
-                Caller::Operator => std::future::pending().await,
+                Caller::Operator(Operator::Local | Operator::Token) => std::future::pending().await,
             }
-        }
-    }
-}
-
-impl Caller {
-    /// Whether it has one of these scopes, and for this app.
-    ///
-    /// # Errors
-    /// It has not.
-    pub fn may(&self, app: &AppId, needs: &[Scope]) -> Result<(), Denied> {
-        match self {
-            Self::Operator => Ok(()),
-            Self::Client { app: own, .. } if own != app => {
-                Err(Denied::OtherApp { own: own.clone(), other: app.clone() })
-            }
-            Self::Federated { apps, .. } if !apps.contains(app) => {
-                let own = apps.first().unwrap_or(app).clone();
-                Err(Denied::OtherApp { own, other: app.clone() })
-            }
-            Self::Client { scopes, .. } | Self::Federated { scopes, .. }
-                if needs.iter().any(|scope| scopes.contains(*scope)) =>
-            {
-                Ok(())
-            }
-            Self::Client { scopes, .. } | Self::Federated { scopes, .. } => {
-                Err(Denied::Scope { needs: needs.to_vec(), has: *scopes })
-            }
-        }
-    }
-
-    /// # Errors
-    /// It is no operator.
-    pub fn may_everything(&self) -> Result<(), Denied> {
-        match self {
-            Self::Operator => Ok(()),
-            Self::Client { scopes, .. } | Self::Federated { scopes, .. } => {
-                Err(Denied::Scope { needs: vec![Scope::Operator], has: *scopes })
-            }
-        }
-    }
-
-    /// Whether it may give these scopes to another.
-    ///
-    /// # Errors
-    /// It has less itself.
-    pub fn may_give(&self, given: Scopes) -> Result<(), Denied> {
-        match self {
-            Self::Operator => Ok(()),
-            Self::Client { scopes, .. } | Self::Federated { scopes, .. } if scopes.contains_all(given) => Ok(()),
-            Self::Client { scopes, .. } | Self::Federated { scopes, .. } => Err(Denied::Escalation { has: *scopes }),
         }
     }
 }
@@ -291,7 +226,7 @@ impl From<TokenError> for Refused {
 fn caller_of(credential: &Credential, scopes: Scopes) -> Result<Caller, Refused> {
     match &credential.app {
         Some(app) => Ok(Caller::Client { app: app.clone(), client_id: credential.client_id, scopes }),
-        None if scopes.contains(Scope::Operator) => Ok(Caller::Operator),
+        None if scopes.contains(Scope::Operator) => Ok(Caller::Operator(Operator::Credential(credential.client_id))),
         None => Err(Refused::Invalid),
     }
 }
@@ -305,10 +240,6 @@ fn after_scheme<'a>(header: &'a str, scheme: &str) -> Option<&'a str> {
 /// Rounded up, as people are told.
 fn seconds(span: Duration) -> String {
     format!("{} s", span.as_secs() + 1)
-}
-
-fn either(scopes: &[Scope]) -> String {
-    scopes.iter().map(|scope| scope.as_str()).collect::<Vec<_>>().join(" or ")
 }
 
 /// Refuses who is not known, and tells the routes who calls.

@@ -13,7 +13,7 @@ use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode, decode_header};
 use reqwest::redirect::Policy;
 use serde_json::{Map, Value};
 
-use super::{Caller, Refused};
+use super::{Caller, Operator, Refused, Subject};
 use crate::config::{self, is_safe};
 use crate::model::{AppId, Scope, Scopes};
 
@@ -21,6 +21,7 @@ const TOKEN_BYTES_MAX: usize = 16 << 10;
 const ANSWER_BYTES_MAX: usize = 1 << 20;
 const KEYS_MAX: usize = 100;
 const APPS_MAX: usize = 100;
+const SUBJECT_CHARS_MAX: usize = 256;
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// Keys that are older are fetched again.
 const AGE_MAX: Duration = Duration::from_secs(600);
@@ -101,16 +102,21 @@ impl Oidc {
     fn meant(&self, claims: &Map<String, Value>) -> Result<Caller, Refused> {
         let named = texts(claims.get(&self.scopes_claim));
         let named = named.iter().flat_map(|text| text.split_ascii_whitespace());
+        let subject = claims.get("sub").and_then(Value::as_str).unwrap_or_default();
+        let subject = Subject { issuer: self.issuer.clone(), id: subject.chars().take(SUBJECT_CHARS_MAX).collect() };
+        let expires = claims.get("exp").and_then(Value::as_f64).unwrap_or_default().clamp(0.0, 1e11);
+        let expires_at = SystemTime::UNIX_EPOCH + Duration::from_secs_f64(expires);
         let scopes: Scopes =
             named.filter_map(|name| name.strip_prefix("chatfn:").unwrap_or(name).parse::<Scope>().ok()).collect();
         if scopes.contains(Scope::Operator) {
-            return Ok(Caller::Operator);
+            return Ok(Caller::Operator(Operator::Federated { subject, expires_at }));
         }
         let apps = texts(claims.get(&self.app_claim));
         let apps: Vec<AppId> = apps.into_iter().take(APPS_MAX).filter_map(|app| app.parse().ok()).collect();
-        let expires = claims.get("exp").and_then(Value::as_f64).unwrap_or_default().clamp(0.0, 1e11);
-        let expires_at = SystemTime::UNIX_EPOCH + Duration::from_secs_f64(expires);
-        if apps.is_empty() { Err(Refused::Invalid) } else { Ok(Caller::Federated { apps, scopes, expires_at }) }
+        if apps.is_empty() {
+            return Err(Refused::Invalid);
+        }
+        Ok(Caller::Federated { apps, scopes, expires_at, subject })
     }
 
     async fn key(&self, kid: &str) -> Result<Arc<Key>, Refused> {

@@ -89,7 +89,7 @@ async fn a_token_of_the_issuer_is_mapped_to_apps_and_scopes() {
         panic!("federated")
     };
     assert_eq!(apps.iter().map(AppId::as_str).collect::<Vec<_>>(), ["shop", "other"]);
-    assert_eq!(caller(json!({ "scope": "operator", "app": null })).await.expect("known"), Caller::Operator);
+    assert!(caller(json!({ "scope": "operator", "app": null })).await.expect("known").is_operator());
     assert_eq!(issuer.asked.load(Ordering::SeqCst), 1, "keys are kept");
     for (wrong, expired) in [
         (json!({ "app": null }), false),

@@ -5,8 +5,9 @@ use std::time::Duration;
 use axum::http::Extensions;
 
 use super::*;
+use crate::model::{Actor, ActorKind};
 use crate::store::CreateCredential;
-use crate::store::testing::{app, at, store};
+use crate::store::testing::{actor, app, at, store};
 
 const OPERATOR: &str = "0123456789abcdef";
 
@@ -19,7 +20,7 @@ async fn created(store: &Store, of: Option<&str>, scopes: &[Scope]) -> (Credenti
         description: String::new(),
         created_at: at(0),
     };
-    let created = store.create_credential(&credential, &hash, 9, true).await.expect("create");
+    let created = store.create_credential(&credential, &hash, 9, true, actor()).await.expect("create");
     assert_eq!(created, CreateCredential::Created);
     (credential, secret)
 }
@@ -36,7 +37,7 @@ fn invalid(result: Result<Caller, Refused>) -> bool {
 async fn a_token_holds_until_it_expires_or_its_credential_is_gone() {
     let (_dir, store) = store().await;
     let auth = Auth::open(store.clone(), Some(OPERATOR), unlimited(), None).await.expect("opens");
-    assert_eq!(auth.bearer(OPERATOR, None, at(0)).await.expect("known"), Caller::Operator);
+    assert_eq!(auth.bearer(OPERATOR, None, at(0)).await.expect("known"), Caller::Operator(Operator::Token));
     let (credential, secret) = created(&store, Some("shop"), &[Scope::Invoke, Scope::Publish]).await;
     let client_id = credential.client_id;
     let client = |scopes| Caller::Client { app: app("shop"), client_id, scopes };
@@ -54,7 +55,7 @@ async fn a_token_holds_until_it_expires_or_its_credential_is_gone() {
 
     let mut revoked = Box::pin(auth.revoked(&client(fewer)));
     assert!(futures_util::poll!(&mut revoked).is_pending());
-    assert!(store.revoke_credential(client_id, None).await.expect("revoke"));
+    assert!(store.revoke_credential(client_id, None, actor()).await.expect("revoke"));
     auth.forget(client_id);
     revoked.await;
     assert!(invalid(auth.bearer(&token, None, at(1)).await) && invalid(auth.bearer(&secret, None, at(1)).await));
@@ -66,10 +67,19 @@ async fn the_credentials_of_a_deleted_app_are_forgotten_with_it_and_others_are_n
     let auth = Auth::open(store.clone(), None, unlimited(), None).await.expect("opens");
     let (_, shop) = created(&store, Some("shop"), &[Scope::Manage]).await;
     let (_, other) = created(&store, Some("other"), &[Scope::Manage]).await;
-    let (_, operator) = created(&store, None, &[Scope::Operator]).await;
+    let (credential, operator) = created(&store, None, &[Scope::Operator]).await;
     assert!(auth.bearer(&shop, None, at(0)).await.is_ok() && auth.bearer(&other, None, at(0)).await.is_ok());
-    assert_eq!(auth.bearer(&operator, None, at(0)).await.expect("known"), Caller::Operator);
-    assert!(store.delete_app(&app("shop")).await.expect("delete"));
+    assert_eq!(
+        auth.bearer(&operator, None, at(0)).await.expect("known"),
+        Caller::Operator(Operator::Credential(credential.client_id))
+    );
+    let known = Caller::Operator(Operator::Credential(credential.client_id));
+    let mut revoked = Box::pin(auth.revoked(&known));
+    assert!(futures_util::poll!(&mut revoked).is_pending());
+    assert!(store.revoke_credential(credential.client_id, None, actor()).await.expect("revoke"));
+    auth.forget(credential.client_id);
+    revoked.await;
+    assert!(store.delete_app(&app("shop"), actor()).await.expect("delete"));
     auth.forget_app(&app("shop"));
     assert!(invalid(auth.bearer(&shop, None, at(0)).await));
     assert!(auth.bearer(&other, None, at(0)).await.is_ok());
@@ -96,7 +106,7 @@ async fn without_an_operators_token_a_header_is_checked_all_the_same() {
     let headers = |values: &[&str]| {
         values.iter().map(|value| (AUTHORIZATION, value.parse().expect("a value"))).collect::<HeaderMap>()
     };
-    assert_eq!(auth.caller(&headers(&[]), &Extensions::new()).await.expect("open"), Caller::Operator);
+    assert_eq!(auth.caller(&headers(&[]), &Extensions::new()).await.expect("open"), Caller::Operator(Operator::Local));
     let (_, secret) = created(&store, Some("shop"), &[Scope::Invoke]).await;
     let right = format!("bEARER  {secret}");
     assert!(matches!(auth.caller(&headers(&[&right]), &Extensions::new()).await, Ok(Caller::Client { .. })));
@@ -123,8 +133,11 @@ fn a_client_may_what_its_scopes_say_with_its_own_app_alone() {
     for (given, allowed) in [("invoke", true), ("invoke manage", true), ("publish", false), ("operator", false)] {
         assert_eq!(client.may_give(given.parse().expect("scopes")).is_ok(), allowed, "{given}");
     }
-    assert!(Caller::Operator.may(&app("shop"), &[Scope::Publish]).is_ok());
-    assert!(Caller::Operator.may_everything().is_ok() && Caller::Operator.may_give(scopes).is_ok());
+    assert!(Caller::Operator(Operator::Token).may(&app("shop"), &[Scope::Publish]).is_ok());
+    assert!(
+        Caller::Operator(Operator::Token).may_everything().is_ok()
+            && Caller::Operator(Operator::Token).may_give(scopes).is_ok()
+    );
 }
 
 #[tokio::test]
@@ -150,4 +163,33 @@ async fn an_address_that_sends_wrong_tokens_is_held_off_and_what_was_seen_there_
     assert!(auth.bearer(&secret, bad, at(0)).await.is_ok() && auth.bearer(&token, bad, at(0)).await.is_ok());
     assert!(auth.bearer(&unseen, good, at(0)).await.is_ok() && auth.bearer(OPERATOR, good, at(0)).await.is_ok());
     assert!(invalid(auth.bearer("nonsense", good, at(0)).await));
+}
+
+#[test]
+fn each_caller_is_an_actor_of_its_own() {
+    let subject = || Subject { issuer: "https://id".to_owned(), id: "jane".to_owned() };
+    let (client_id, scopes) = (ClientId::new(), Scopes::default());
+    let expires_at = at(0);
+    let id = client_id.to_string();
+    for (caller, kind, id, issuer) in [
+        (Caller::Operator(Operator::Local), ActorKind::Local, "", ""),
+        (Caller::Operator(Operator::Token), ActorKind::OperatorToken, "", ""),
+        (Caller::Operator(Operator::Credential(client_id)), ActorKind::OperatorCredential, &*id, ""),
+        (Caller::Client { app: app("shop"), client_id, scopes }, ActorKind::Credential, &*id, ""),
+        (
+            Caller::Operator(Operator::Federated { subject: subject(), expires_at }),
+            ActorKind::Oidc,
+            "jane",
+            "https://id",
+        ),
+        (
+            Caller::Federated { apps: vec![app("shop")], scopes, expires_at, subject: subject() },
+            ActorKind::Oidc,
+            "jane",
+            "https://id",
+        ),
+    ] {
+        let expected = Actor { kind, id: id.to_owned(), issuer: issuer.to_owned(), request_id: "r-1".to_owned() };
+        assert_eq!(caller.actor("r-1"), expected);
+    }
 }

@@ -11,7 +11,7 @@ use crate::model::AppId;
 use crate::proto::{self, app_service_server::AppService};
 use crate::store::{App, AppChange};
 
-use super::{Apps, DESCRIPTION_BYTES_MAX, MANAGE, READ, allowed, operator};
+use super::{Apps, DESCRIPTION_BYTES_MAX, MANAGE, READ, actor, allowed, operator};
 
 /// Of an app's rate and burst.
 const RATE_MAX: u64 = 1_000_000;
@@ -63,6 +63,7 @@ impl AppService for Apps {
             // An app does not lift its own limits.
             operator(&request)?;
         }
+        let actor = actor(&request)?;
         let request = request.into_inner();
         if request.description.as_ref().is_some_and(|text| text.len() > DESCRIPTION_BYTES_MAX) {
             return Err(invalid("TOO_LARGE", format!("description has more than {DESCRIPTION_BYTES_MAX} bytes")));
@@ -82,7 +83,7 @@ impl AppService for Apps {
             rate_burst: limit("rate_burst", request.rate_burst, RATE_MAX)?,
             quota_per_day: limit("quota_per_day", request.quota_per_day, QUOTA_MAX)?,
         };
-        let changed = self.0.store.update_app(&app, change).await?;
+        let changed = self.0.store.update_app(&app, change, &actor).await?;
         self.0.rates.changed(&app);
         let app = match changed {
             Some(app) => app,
@@ -96,12 +97,13 @@ impl AppService for Apps {
         request: Request<proto::DeleteAppRequest>,
     ) -> Result<Response<proto::DeleteAppResponse>, Status> {
         let app = allowed(&request, &request.get_ref().app_id, MANAGE)?;
+        let actor = actor(&request)?;
         self.0.accept()?;
         let services = Arc::clone(&self.0);
         // A task of its own: a caller who hangs up must not leave the app's credentials known.
         let deleted = tokio::spawn(async move {
             let (auth, gone) = (services.auth.clone(), app.clone());
-            let deleted = services.publisher.delete_app(&app, move || auth.forget_app(&gone)).await;
+            let deleted = services.publisher.delete_app(&app, actor, move || auth.forget_app(&gone)).await;
             services.auth.forget_app(&app);
             services.delivery.forget(&app);
             services.rates.forget(&app);
@@ -138,6 +140,13 @@ impl AppService for Apps {
         request: Request<proto::RevokeCredentialRequest>,
     ) -> Result<Response<proto::RevokeCredentialResponse>, Status> {
         self.0.revoke_credential(request).await.map(Response::new)
+    }
+
+    async fn list_audit_entries(
+        &self,
+        request: Request<proto::ListAuditEntriesRequest>,
+    ) -> Result<Response<proto::ListAuditEntriesResponse>, Status> {
+        self.0.list_audit_entries(request).await.map(Response::new)
     }
 }
 

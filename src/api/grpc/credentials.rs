@@ -12,7 +12,7 @@ use crate::model::{AppId, ClientId, Credential, Scope, Scopes};
 use crate::proto;
 use crate::store::CreateCredential;
 
-use super::{DESCRIPTION_BYTES_MAX, MANAGE, Services, allowed, caller, operator};
+use super::{DESCRIPTION_BYTES_MAX, MANAGE, Services, actor, allowed, caller, operator};
 
 /// Of one app, and of the operators.
 const CREDENTIALS_MAX: u32 = 100;
@@ -23,7 +23,7 @@ impl Services {
         request: Request<proto::CreateCredentialRequest>,
     ) -> Result<proto::CreateCredentialResponse, Status> {
         let app = app_or_all(&request, &request.get_ref().app_id)?;
-        let caller = caller(&request)?.clone();
+        let (caller, actor) = (caller(&request)?.clone(), actor(&request)?);
         self.accept()?;
         let request = request.into_inner();
         let scopes = request.scopes.iter().map(|scope| scope.parse()).collect::<Result<Scopes, _>>()?;
@@ -32,7 +32,7 @@ impl Services {
         if request.description.len() > DESCRIPTION_BYTES_MAX {
             return Err(invalid("TOO_LARGE", format!("description has more than {DESCRIPTION_BYTES_MAX} bytes")));
         }
-        let make_app = caller == Caller::Operator;
+        let make_app = caller.is_operator();
         if let Some(app) = app.as_ref().filter(|_| make_app)
             && self.store.app(app).await?.is_none()
         {
@@ -42,7 +42,7 @@ impl Services {
         let description = request.description;
         let credential =
             Credential { client_id: ClientId::new(), app, scopes, description, created_at: SystemTime::now() };
-        let created = self.store.create_credential(&credential, &hash, CREDENTIALS_MAX, make_app).await?;
+        let created = self.store.create_credential(&credential, &hash, CREDENTIALS_MAX, make_app, &actor).await?;
         refused(created, &credential)?;
         let credential = convert::credential(credential);
         Ok(proto::CreateCredentialResponse {
@@ -74,17 +74,17 @@ impl Services {
         request: Request<proto::RevokeCredentialRequest>,
     ) -> Result<proto::RevokeCredentialResponse, Status> {
         let app = match caller(&request)? {
-            Caller::Operator if request.get_ref().app_id.is_empty() => None,
+            Caller::Operator(_) if request.get_ref().app_id.is_empty() => None,
             Caller::Client { app, .. } if request.get_ref().app_id.is_empty() => {
                 Some(allowed(&request, app.as_str(), MANAGE)?)
             }
             _ => Some(allowed(&request, &request.get_ref().app_id, MANAGE)?),
         };
         let id: ClientId = request.get_ref().client_id.parse()?;
-        let services = Arc::clone(self);
+        let (services, actor) = (Arc::clone(self), actor(&request)?);
         // A task of its own: a caller who hangs up must not leave a credential known that is gone.
         let revoked = tokio::spawn(async move {
-            let revoked = services.store.revoke_credential(id, app.as_ref()).await;
+            let revoked = services.store.revoke_credential(id, app.as_ref(), &actor).await;
             services.auth.forget(id);
             revoked
         });
@@ -97,7 +97,7 @@ impl Services {
 }
 
 /// `None`: of all apps, which is for operators.
-fn app_or_all<T>(request: &Request<T>, app_id: &str) -> Result<Option<AppId>, Status> {
+pub(super) fn app_or_all<T>(request: &Request<T>, app_id: &str) -> Result<Option<AppId>, Status> {
     if app_id.is_empty() { operator(request).map(|()| None) } else { allowed(request, app_id, MANAGE).map(Some) }
 }
 

@@ -7,11 +7,11 @@ use tonic::{Request, Response, Status};
 
 use crate::api::convert::{self, page_size, page_token};
 use crate::api::status::{internal, invalid, with_reason};
-use crate::model::{AppId, EventId};
+use crate::model::{Actor, AppId, EventId};
 use crate::proto::{self, event_service_server::EventService};
 use crate::store::{self, Letters, Moved, Store};
 
-use super::{Events, MANAGE, PAGE_BYTES_MAX, Services, allowed};
+use super::{Events, MANAGE, PAGE_BYTES_MAX, Services, actor, allowed};
 
 /// Dead letters of one transaction, so that writers in between wait little.
 const BATCH: u32 = 500;
@@ -61,8 +61,9 @@ impl EventService for Events {
         request: Request<proto::RedriveDeadLettersRequest>,
     ) -> Result<Response<proto::RedriveDeadLettersResponse>, Status> {
         let app = allowed(&request, &request.get_ref().app_id, MANAGE)?;
+        let actor = actor(&request)?;
         let proto::RedriveDeadLettersRequest { event_ids, all, .. } = request.into_inner();
-        let Total { event_ids, count } = self.0.redrive(&app, &event_ids, all).await?;
+        let Total { event_ids, count } = self.0.redrive(&app, &event_ids, all, actor).await?;
         Ok(Response::new(proto::RedriveDeadLettersResponse { event_ids, count }))
     }
 
@@ -71,9 +72,11 @@ impl EventService for Events {
         request: Request<proto::PurgeDeadLettersRequest>,
     ) -> Result<Response<proto::PurgeDeadLettersResponse>, Status> {
         let app = allowed(&request, &request.get_ref().app_id, MANAGE)?;
+        let actor = actor(&request)?;
         let proto::PurgeDeadLettersRequest { event_ids, all, .. } = request.into_inner();
-        let purge = |store: Store, app: AppId, letters: Letters| async move {
-            store.purge_dead_letters(&app, &letters, BATCH).await
+        let purge = |store: Store, app: AppId, letters: Letters| {
+            let actor = actor.clone();
+            async move { store.purge_dead_letters(&app, &letters, BATCH, &actor).await }
         };
         let Total { event_ids, count } = self.0.dead_letters(&app, &event_ids, all, purge).await?;
         Ok(Response::new(proto::PurgeDeadLettersResponse { event_ids, count }))
@@ -82,12 +85,18 @@ impl EventService for Events {
 
 impl Services {
     /// Sends dead letters off again.
-    pub(in crate::api) async fn redrive(&self, app: &AppId, event_ids: &[String], all: bool) -> Result<Total, Status> {
+    pub(in crate::api) async fn redrive(
+        &self,
+        app: &AppId,
+        event_ids: &[String],
+        all: bool,
+        actor: Actor,
+    ) -> Result<Total, Status> {
         let invoker = self.invoker.clone();
         let redrive = move |store: Store, app: AppId, letters: Letters| {
-            let invoker = invoker.clone();
+            let (invoker, actor) = (invoker.clone(), actor.clone());
             async move {
-                let moved = store.redrive(&app, &letters, BATCH, SystemTime::now()).await?;
+                let moved = store.redrive(&app, &letters, BATCH, SystemTime::now(), &actor).await?;
                 invoker.wake_dispatcher();
                 Ok(moved)
             }

@@ -1,6 +1,7 @@
 //! The tonic services, one file each.
 
 mod apps;
+mod audit;
 mod credentials;
 mod events;
 mod invocations;
@@ -13,11 +14,12 @@ use std::sync::Arc;
 use tokio_stream::Stream;
 use tonic::{Request, Status};
 
-use crate::model::{AppId, Scope};
+use crate::model::{Actor, AppId, Scope};
 use crate::store::App;
 
 use super::Services;
 use super::auth::{Caller, Refused};
+use super::requests::RequestId;
 use super::status::{draining, with_reason};
 
 pub(super) struct Invocations(pub Arc<Services>);
@@ -54,6 +56,12 @@ fn operator<T>(request: &Request<T>) -> Result<(), Status> {
 /// Nobody calls where the auth layer did not look.
 fn caller<T>(request: &Request<T>) -> Result<&Caller, Status> {
     Ok(request.extensions().get().ok_or(Refused::NoToken)?)
+}
+
+/// Who is to be recorded for what the request changes.
+fn actor<T>(request: &Request<T>) -> Result<Actor, Status> {
+    let id = request.extensions().get::<RequestId>();
+    Ok(caller(request)?.actor(id.map_or("", |RequestId(id)| id)))
 }
 
 impl Services {

@@ -15,7 +15,7 @@ use crate::publish::{self, Content, Verification};
 use crate::store::PublishKey;
 
 use super::trials::replay_last;
-use super::{PUBLISH, READ, Streamed, Versions, allowed};
+use super::{PUBLISH, READ, Streamed, Versions, actor, allowed};
 
 const KEY_BYTES_MAX: usize = 256;
 
@@ -29,6 +29,7 @@ impl VersionService for Versions {
     ) -> Result<Response<Self::PublishVersionStream>, Status> {
         let app = allowed(&request, &request.get_ref().app_id, PUBLISH)?;
         self.0.accept()?;
+        let actor = actor(&request)?;
         let request = request.into_inner();
         if request.idempotency_key.len() > KEY_BYTES_MAX {
             return Err(invalid("KEY_TOO_LONG", format!("idempotency_key has more than {KEY_BYTES_MAX} bytes")));
@@ -58,6 +59,7 @@ impl VersionService for Versions {
             key: non_empty(request.idempotency_key).map(|key| PublishKey { key, digest }),
             typecheck: convert::type_check(request.typecheck)?,
             verification: request.verification.map(verification).transpose()?.flatten(),
+            actor,
         });
         let store = self.0.store.clone();
         let last = async move {
@@ -135,9 +137,9 @@ impl VersionService for Versions {
     ) -> Result<Response<proto::ActivateVersionResponse>, Status> {
         let app = allowed(&request, &request.get_ref().app_id, PUBLISH)?;
         self.0.accept()?;
-        let request = request.into_inner();
-        let number = version_number(request.version)?;
-        let version = self.0.publisher.activate(&app, number).await?;
+        let actor = actor(&request)?;
+        let number = version_number(request.into_inner().version)?;
+        let version = self.0.publisher.activate(&app, number, actor).await?;
         let active = self.0.store.app(&app).await?.and_then(|app| app.active);
         let version = convert::version(version, active);
         Ok(Response::new(proto::ActivateVersionResponse { version: Some(version) }))
@@ -149,9 +151,10 @@ impl VersionService for Versions {
     ) -> Result<Response<proto::DeleteVersionResponse>, Status> {
         let app = allowed(&request, &request.get_ref().app_id, PUBLISH)?;
         self.0.accept()?;
+        let actor = actor(&request)?;
         let request = request.into_inner();
         let app = self.0.app(&app).await?;
-        self.0.publisher.delete_version(&app.id, version_number(request.version)?).await?;
+        self.0.publisher.delete_version(&app.id, version_number(request.version)?, actor).await?;
         Ok(Response::new(proto::DeleteVersionResponse {}))
     }
 

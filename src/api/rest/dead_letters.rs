@@ -32,7 +32,7 @@ pub struct Selection {
 /// The oldest first. They come and go, so there are no numbered pages: `next` says what is behind these.
 pub async fn list(
     State(services): State<Arc<Services>>,
-    Manager(app): Manager,
+    Manager { app, .. }: Manager,
     paging: Paging,
     RawQuery(query): RawQuery,
 ) -> Result<Json<Value>, ApiError> {
@@ -53,10 +53,10 @@ pub async fn list(
 
 pub async fn redrive(
     State(services): State<Arc<Services>>,
-    Manager(app): Manager,
+    Manager { app, actor, .. }: Manager,
     Body(selection): Body<Selection>,
 ) -> Result<Json<Value>, ApiError> {
-    let total = services.redrive(&app, &selection.event_ids, selection.all).await?;
+    let total = services.redrive(&app, &selection.event_ids, selection.all, actor).await?;
     Ok(Json(json!({ "eventIds": total.event_ids, "count": total.count })))
 }
 

@@ -32,13 +32,13 @@ pub struct Create {
 
 pub async fn create(
     State(services): State<Arc<Services>>,
-    Publisher(app): Publisher,
+    Publisher { app, actor }: Publisher,
     Id(id): Id,
     Body(wanted): Body<Create>,
 ) -> Result<(StatusCode, Json<Value>), ApiError> {
     let function = services.function(&app, id).await?;
     let changes = changes(&function, &wanted)?;
-    let version = services.save(&app, changes).await?;
+    let version = services.save(&app, changes, actor).await?;
     let created = services.store.function_version_in(id, version.number).await?;
     // It was deleted again meanwhile.
     let created = created.ok_or_else(unknown)?;

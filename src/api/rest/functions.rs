@@ -53,7 +53,7 @@ pub async fn list(
 /// It begins to run with its first version.
 pub async fn create(
     State(services): State<Arc<Services>>,
-    Publisher(app): Publisher,
+    Publisher { app, actor }: Publisher,
     Body(wanted): Body<Create>,
 ) -> Result<(StatusCode, Json<Value>), ApiError> {
     services.open()?;
@@ -73,7 +73,8 @@ pub async fn create(
     services.publisher.check_only_app(&app).await?;
     let trigger_type = &trigger.trigger_type;
     let name = if wanted.name.trim().is_empty() { trigger_type.as_str() } else { wanted.name.as_str() };
-    let created = services.store.create_function(&app, trigger_type, (name, &description), SystemTime::now()).await?;
+    let texts = (name, description.as_str());
+    let created = services.store.create_function(&app, trigger_type, texts, SystemTime::now(), &actor).await?;
     let function = created.ok_or_else(|| {
         let message = format!("there is a function {trigger_type} already: post a version to it");
         ApiError::new(StatusCode::CONFLICT, "FUNCTION_EXISTS", message)

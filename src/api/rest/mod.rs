@@ -3,6 +3,7 @@
 //!
 //! A client's credential says which app it is for. Every change is a publish, and is answered when it serves.
 
+mod audit_entries;
 mod dead_letters;
 mod error;
 mod function_versions;
@@ -52,6 +53,7 @@ fn table() -> Vec<Route> {
         ("post", "/v1/functions/{id}/versions", post(function_versions::create)),
         ("get", "/v1/functions/{id}/invocations", get(invocations::list)),
         ("post", "/v1/functions/{id}/test", post(trial::test)),
+        ("get", "/v1/audit-entries", get(audit_entries::list)),
         ("get", "/v1/dead-letters", get(dead_letters::list)),
         ("post", "/v1/dead-letters/redrive", post(dead_letters::redrive)),
         ("get", "/v1/function-versions/{id}", get(function_versions::retrieve)),

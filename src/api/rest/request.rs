@@ -16,7 +16,8 @@ use tokio::time::timeout;
 use super::error::{ApiError, no_such_route};
 use crate::api::Services;
 use crate::api::auth::Caller;
-use crate::model::{AppId, Scope};
+use crate::api::requests::RequestId;
+use crate::model::{Actor, AppId, Scope};
 
 /// An operator's token, which is for all apps, says here which one it means.
 const APP: &str = "x-chatfn-app";
@@ -30,10 +31,17 @@ pub struct Reader {
 }
 
 /// Who may change what an app runs.
-pub struct Publisher(pub AppId);
+pub struct Publisher {
+    pub app: AppId,
+    pub actor: Actor,
+}
 
 /// Who looks after an app's events.
-pub struct Manager(pub AppId);
+pub struct Manager {
+    pub app: AppId,
+    pub caller: Caller,
+    pub actor: Actor,
+}
 
 impl FromRequestParts<Arc<Services>> for Reader {
     type Rejection = ApiError;
@@ -48,7 +56,8 @@ impl FromRequestParts<Arc<Services>> for Publisher {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, services: &Arc<Services>) -> Result<Self, ApiError> {
-        Ok(Self(allowed(parts, services, &[Scope::Publish]).await?.0))
+        let (app, caller) = allowed(parts, services, &[Scope::Publish]).await?;
+        Ok(Self { app, actor: actor(parts, &caller) })
     }
 }
 
@@ -56,7 +65,8 @@ impl FromRequestParts<Arc<Services>> for Manager {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, services: &Arc<Services>) -> Result<Self, ApiError> {
-        Ok(Self(allowed(parts, services, &[Scope::Manage]).await?.0))
+        let (app, caller) = allowed(parts, services, &[Scope::Manage]).await?;
+        Ok(Self { app, actor: actor(parts, &caller), caller })
     }
 }
 
@@ -75,7 +85,7 @@ async fn allowed(parts: &Parts, services: &Services, scopes: &[Scope]) -> Result
         (_, Some(app)) => app,
         (Caller::Client { app, .. }, None) => app.clone(),
         (Caller::Federated { apps, .. }, None) if apps.len() == 1 => apps[0].clone(),
-        (Caller::Operator | Caller::Federated { .. }, None) => {
+        (Caller::Operator(_) | Caller::Federated { .. }, None) => {
             let message =
                 "an operator may see all apps: name one in the header X-Chatfn-App, or use an app's credential";
             return Err(ApiError::bad_request("APP_MISSING", message));
@@ -83,6 +93,11 @@ async fn allowed(parts: &Parts, services: &Services, scopes: &[Scope]) -> Result
     };
     caller.may(&app, scopes)?;
     Ok((app, caller))
+}
+
+/// Who is to be recorded for what the request changes.
+fn actor(parts: &Parts, caller: &Caller) -> Actor {
+    caller.actor(parts.extensions.get::<RequestId>().map_or("", |RequestId(id)| id))
 }
 
 /// Whether an open service is called by an address, or as localhost. A browser that a hostile page has led here by a DNS name of its own

@@ -13,7 +13,7 @@ use super::hal::links;
 use super::request::{Body, Publisher, Reader};
 use crate::api::Services;
 use crate::api::status::draining;
-use crate::model::{AppId, Version};
+use crate::model::{Actor, AppId, Version};
 use crate::publish::{self, Changes, Content, Edit, ProjectSpec};
 use crate::store;
 
@@ -46,7 +46,7 @@ pub async fn retrieve(State(services): State<Arc<Services>>, reader: Reader) -> 
 
 pub async fn put_dependencies(
     State(services): State<Arc<Services>>,
-    Publisher(app): Publisher,
+    Publisher { app, actor }: Publisher,
     Body(dependencies): Body<Vec<Dependency>>,
 ) -> Answer {
     let defaults = services.publisher.default_dependencies();
@@ -62,13 +62,13 @@ pub async fn put_dependencies(
         }
     }
     let dependencies = Edit { set, removed: Vec::new(), replace: true };
-    services.save(&app, Changes { dependencies, ..Changes::default() }).await?;
+    services.save(&app, Changes { dependencies, ..Changes::default() }, actor).await?;
     services.runtime(&app).await.map(Json)
 }
 
 pub async fn put_environment(
     State(services): State<Arc<Services>>,
-    Publisher(app): Publisher,
+    Publisher { app, actor }: Publisher,
     Body(variables): Body<BTreeMap<String, String>>,
 ) -> Answer {
     let current = services.current(&app).await?;
@@ -82,16 +82,16 @@ pub async fn put_environment(
     let removed = stored.into_iter().filter(|name| !variables.contains_key(name)).collect();
     let set = variables.into_iter().filter(|(_, value)| value != MASK).collect();
     let environment = Edit { set, removed, replace };
-    services.save(&app, Changes { environment, ..Changes::default() }).await?;
+    services.save(&app, Changes { environment, ..Changes::default() }, actor).await?;
     services.runtime(&app).await.map(Json)
 }
 
 pub async fn put_initialization_script(
     State(services): State<Arc<Services>>,
-    Publisher(app): Publisher,
+    Publisher { app, actor }: Publisher,
     Body(Script { script }): Body<Script>,
 ) -> Answer {
-    services.save(&app, Changes { initialization_script: Some(script), ..Changes::default() }).await?;
+    services.save(&app, Changes { initialization_script: Some(script), ..Changes::default() }, actor).await?;
     services.runtime(&app).await.map(Json)
 }
 
@@ -115,7 +115,7 @@ impl Services {
     }
 
     /// Publishes what the app runs with these changes, and lets it serve. It goes on when its caller hangs up.
-    pub(super) async fn save(&self, app: &AppId, changes: Changes) -> Result<Version, ApiError> {
+    pub(super) async fn save(&self, app: &AppId, changes: Changes, actor: Actor) -> Result<Version, ApiError> {
         self.open()?;
         let (_steps, task) = self.publisher.publish(publish::Request {
             app: app.clone(),
@@ -125,6 +125,7 @@ impl Services {
             key: None,
             typecheck: publish::TypeCheck::Off,
             verification: None,
+            actor,
         });
         Ok(task.await.map_err(|_| publish::Error::Internal)??)
     }

@@ -28,7 +28,7 @@ pub struct Test {
 
 pub async fn test(
     State(services): State<Arc<Services>>,
-    Publisher(app): Publisher,
+    Publisher { app, .. }: Publisher,
     Id(id): Id,
     Body(test): Body<Test>,
 ) -> Result<Json<Value>, ApiError> {

@@ -28,11 +28,11 @@ pub async fn list(
 
 pub async fn activate(
     State(services): State<Arc<Services>>,
-    Publisher(app): Publisher,
+    Publisher { app, actor }: Publisher,
     Id(number): Id,
 ) -> Result<Json<Value>, ApiError> {
     services.open()?;
-    let version = services.publisher.activate(&app, VersionNumber(number)).await?;
+    let version = services.publisher.activate(&app, VersionNumber(number), actor).await?;
     let active = services.known_app(&app).await?.active;
     Ok(Json(resource(&version, active)))
 }
@@ -40,7 +40,7 @@ pub async fn activate(
 /// Back to the newest READY version before the active one.
 pub async fn rollback(
     State(services): State<Arc<Services>>,
-    Publisher(app): Publisher,
+    Publisher { app, actor }: Publisher,
 ) -> Result<Json<Value>, ApiError> {
     services.open()?;
     let app = services.known_app(&app).await?;
@@ -52,7 +52,7 @@ pub async fn rollback(
         let message = "there is no READY version before the active one: activate another by its number";
         ApiError::new(StatusCode::CONFLICT, "NO_EARLIER_VERSION", message)
     })?;
-    let version = services.publisher.activate(&app.id, before).await?;
+    let version = services.publisher.activate(&app.id, before, actor).await?;
     let active = services.known_app(&app.id).await?.active;
     Ok(Json(resource(&version, active)))
 }

@@ -163,7 +163,7 @@ impl Publisher {
         shared.blobs.confirm(&files(version)).await?;
         let ticket = plan.ticket.filter(|ticket| state.may_activate(*ticket));
         let activate = ticket.is_some().then(SystemTime::now);
-        let activation = shared.store.finish_version(version, sources, activate, plan.base).await?;
+        let activation = shared.store.finish_version(version, sources, activate, plan.base, plan.actor).await?;
         if let (Some(ticket), Some(activation)) = (ticket, activation) {
             progress.say("activate", &format!("version {} is active", version.number));
             shared.serving.promote(served, activation).await;

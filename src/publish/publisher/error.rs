@@ -87,6 +87,39 @@ pub enum Error {
 }
 
 impl Error {
+    /// Stable, UPPER_SNAKE: what clients and the audit log know it by.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Invalid(err) => err.reason(),
+            Self::BaseMoved { .. } => "BASE_VERSION_MOVED",
+            Self::KeyReused(_) => "IDEMPOTENCY_KEY_REUSED",
+            Self::SingleTenant { .. } => "SINGLE_TENANT",
+            Self::Install(err) => err.reason(),
+            Self::TypeCheck(err) => err.reason(),
+            Self::Verify(_) => "VERIFICATION_FAILED",
+            Self::AtCapacity(_) => "AT_CAPACITY",
+            Self::NoWorker(_) => "WORKER_UNAVAILABLE",
+            Self::Closed => "VERSION_UNLOADED",
+            Self::ReplayChanged { .. } => "REPLAY_CHANGED",
+            Self::EgressNotConfined => "EGRESS_NOT_CONFINED",
+            Self::NoSources(_) => "VERSION_HAS_NO_SOURCES",
+            Self::ChangesOvertaken { .. } => "CHANGES_OVERTAKEN",
+            Self::ActiveMoved => "ACTIVE_VERSION_MOVED",
+            Self::AppDeleted(_) => "APP_DELETED",
+            Self::Active(_) => "VERSION_ACTIVE",
+            Self::Building(_) => "VERSION_BUILDING",
+            Self::StillRunning(_) => "VERSION_STILL_RUNNING",
+            Self::NeededByEvents { .. } => "VERSION_NEEDED_BY_EVENTS",
+            Self::Version(err) => err.reason(),
+            Self::TooMany => "TOO_MANY_PUBLISHES",
+            Self::Draining => "DRAINING",
+            Self::DiskFull(_) => "DISK_FULL",
+            Self::Store(err) => err.reason(),
+            Self::Blobs(err) => err.reason(),
+            Self::Artifact(_) | Self::Internal => "INTERNAL",
+        }
+    }
+
     /// Whose fault it is, as the metrics tell it.
     pub(super) fn outcome(&self) -> &'static str {
         match self {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use crate::model::{AppId, Version, VersionNumber};
+use crate::model::{Actor, AppId, Version, VersionNumber};
 use crate::serving::{self, Served};
 use crate::store::{self, DeleteVersion};
 
@@ -16,8 +16,9 @@ const DELETE_PATIENCE: Duration = Duration::from_secs(5);
 
 impl Publisher {
     /// After a build that failed.
-    pub(super) async fn clean_up(&self, app: &AppId, number: VersionNumber, build: &Build, err: &Error) {
-        if let Err(err) = self.shared.store.fail_version(app, number, &err.to_string()).await {
+    pub(super) async fn clean_up(&self, app: &AppId, number: VersionNumber, build: &Build, err: &Error, actor: &Actor) {
+        let failure = (err.to_string(), err.reason());
+        if let Err(err) = self.shared.store.fail_version(app, number, (&failure.0, failure.1), actor).await {
             tracing::error!(%app, version = %number, %err, "failed to mark a version as failed; the next start does");
         }
         self.sweep_after(app, number, build).await;
@@ -79,25 +80,30 @@ impl Publisher {
     ///
     /// # Cancel safety
     /// Of this and the two below: a caller that hangs up does not stop what has begun. Store, routes and files change together.
-    pub async fn activate(&self, app: &AppId, number: VersionNumber) -> Result<Version, Error> {
+    pub async fn activate(&self, app: &AppId, number: VersionNumber, actor: Actor) -> Result<Version, Error> {
         let (this, app) = (self.clone(), app.clone());
-        self.detached(async move { this.activate_now(&app, number).await }).await
+        self.detached(async move { this.activate_now(&app, number, &actor).await }).await
     }
 
     /// # Errors
     /// It does not exist, is active, or is still needed.
-    pub async fn delete_version(&self, app: &AppId, number: VersionNumber) -> Result<(), Error> {
+    pub async fn delete_version(&self, app: &AppId, number: VersionNumber, actor: Actor) -> Result<(), Error> {
         let (this, app) = (self.clone(), app.clone());
-        self.detached(async move { this.delete_version_now(&app, number).await }).await
+        self.detached(async move { this.delete_version_now(&app, number, &actor).await }).await
     }
 
     /// `on_gone` is called as soon as the store does not know the app any more: its workers and files take longer.
     ///
     /// # Errors
     /// There is no such app.
-    pub async fn delete_app(&self, app: &AppId, on_gone: impl FnOnce() + Send + 'static) -> Result<(), Error> {
+    pub async fn delete_app(
+        &self,
+        app: &AppId,
+        actor: Actor,
+        on_gone: impl FnOnce() + Send + 'static,
+    ) -> Result<(), Error> {
         let (this, app) = (self.clone(), app.clone());
-        self.detached(async move { this.delete_app_now(&app, on_gone).await }).await
+        self.detached(async move { this.delete_app_now(&app, &actor, on_gone).await }).await
     }
 
     pub(super) async fn detached<T: Send + 'static>(
@@ -107,12 +113,17 @@ impl Publisher {
         self.shared.running.spawn(work).await.map_err(|_| Error::Internal)?
     }
 
-    pub(super) async fn activate_now(&self, app: &AppId, number: VersionNumber) -> Result<Version, Error> {
+    pub(super) async fn activate_now(
+        &self,
+        app: &AppId,
+        number: VersionNumber,
+        actor: &Actor,
+    ) -> Result<Version, Error> {
         let state = self.shared.turns.of(app);
         let ticket = state.ticket();
         let served = self.initialized(app, number).await?;
         let _turn = state.turn().await;
-        self.promote(&served, &state, ticket).await?;
+        self.promote(&served, &state, ticket, actor).await?;
         Ok(served.version.clone())
     }
 
@@ -132,12 +143,13 @@ impl Publisher {
     }
 
     /// Moves traffic, in a turn: unless an activation that came later has moved it already.
-    async fn promote(&self, served: &Arc<Served>, state: &App, ticket: Ticket) -> Result<(), Error> {
+    async fn promote(&self, served: &Arc<Served>, state: &App, ticket: Ticket, actor: &Actor) -> Result<(), Error> {
         if !state.may_activate(ticket) {
             return Ok(());
         }
         let Version { app, number, .. } = &served.version;
-        let Some(activation) = self.shared.store.activate_version(app, *number, SystemTime::now()).await? else {
+        let activated = self.shared.store.activate_version(app, *number, SystemTime::now(), actor).await?;
+        let Some(activation) = activated else {
             return Err(serving::Error::NotReady { app: app.clone(), number: *number }.into());
         };
         self.shared.serving.promote(served, activation).await;
@@ -145,7 +157,7 @@ impl Publisher {
         Ok(())
     }
 
-    async fn delete_version_now(&self, app: &AppId, number: VersionNumber) -> Result<(), Error> {
+    async fn delete_version_now(&self, app: &AppId, number: VersionNumber, actor: &Actor) -> Result<(), Error> {
         // What would keep it anyway is told at once, not after the wait for its workers.
         if let Some(kept) = self.shared.store.version_kept_by(app, number).await? {
             return refused(app, number, kept);
@@ -155,17 +167,17 @@ impl Publisher {
         }
         let state = self.shared.turns.of(app);
         let _turn = state.turn().await;
-        refused(app, number, self.shared.store.delete_version(app, number).await?)?;
+        refused(app, number, self.shared.store.delete_version(app, number, actor).await?)?;
         self.shared.serving.forget(app, number).await;
         self.sweep(app, &state).await;
         Ok(())
     }
 
-    async fn delete_app_now(&self, app: &AppId, on_gone: impl FnOnce() + Send) -> Result<(), Error> {
+    async fn delete_app_now(&self, app: &AppId, actor: &Actor, on_gone: impl FnOnce() + Send) -> Result<(), Error> {
         let state = self.shared.turns.of(app);
         // Their numbers will be given out again.
         let _no_builds = state.end_builds().await;
-        if !self.shared.store.delete_app(app).await? {
+        if !self.shared.store.delete_app(app, actor).await? {
             return Err(serving::Error::UnknownApp(app.to_string()).into());
         }
         on_gone();

@@ -3,11 +3,16 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use serde_json::json;
+
+use super::super::audit::Record;
 use super::super::codec::{corrupt, get, get_json, get_parsed, get_time, get_u32, get_version, millis, signed, time};
 use super::super::db::{self, Builder, Row, Tx};
 use super::super::{Error, Store, during};
 use super::{event_columns, line};
-use crate::model::{AppId, EventId, EventState, FunctionFailure, InvocationId, RawJson, TriggerType, VersionNumber};
+use crate::model::{
+    Actor, AppId, AuditAction, EventId, EventState, FunctionFailure, InvocationId, RawJson, TriggerType, VersionNumber,
+};
 
 /// An event as it stands.
 #[derive(Debug, Clone, PartialEq)]
@@ -141,7 +146,14 @@ impl Store {
     ///
     /// # Cancel safety
     /// Not safe to drop: the count of what waits would be wrong.
-    pub async fn redrive(&self, app: &AppId, letters: &Letters, limit: u32, now: SystemTime) -> Result<Moved, Error> {
+    pub async fn redrive(
+        &self,
+        app: &AppId,
+        letters: &Letters,
+        limit: u32,
+        now: SystemTime,
+        actor: &Actor,
+    ) -> Result<Moved, Error> {
         const VERB: &str = "redrive dead letters";
         let mut tx = self.begin(VERB).await?;
         let mut moved = Moved::default();
@@ -162,6 +174,7 @@ impl Store {
             line::advance(&mut tx, seq, now).await?;
             moved.ids.push(id);
         }
+        record(&mut tx, app, AuditAction::DeadLettersRedrive, &moved, actor).await?;
         // Before the commit: from then on they may end, and be counted as gone.
         self.inner.queue.backlog.came(app, moved.ids.len() as u64);
         if let Err(err) = tx.commit().await {
@@ -172,7 +185,13 @@ impl Store {
     }
 
     /// Deletes up to `limit` dead letters.
-    pub async fn purge_dead_letters(&self, app: &AppId, letters: &Letters, limit: u32) -> Result<Moved, Error> {
+    pub async fn purge_dead_letters(
+        &self,
+        app: &AppId,
+        letters: &Letters,
+        limit: u32,
+        actor: &Actor,
+    ) -> Result<Moved, Error> {
         const VERB: &str = "purge dead letters";
         let mut tx = self.begin(VERB).await?;
         let mut moved = Moved::default();
@@ -183,6 +202,7 @@ impl Store {
             moved.last = Some(seq);
             moved.ids.extend(get_parsed::<EventId>(&row, "id").ok());
         }
+        record(&mut tx, app, AuditAction::DeadLettersPurge, &moved, actor).await?;
         tx.commit().await.map_err(during(VERB))?;
         Ok(moved)
     }
@@ -195,6 +215,13 @@ impl Store {
         let query = db::query(sql).bind(millis(before)).bind(i64::from(limit));
         query.execute(self.write()).await.map_err(during("purge dead letters"))
     }
+}
+
+async fn record(tx: &mut Tx, app: &AppId, action: AuditAction, moved: &Moved, actor: &Actor) -> Result<(), Error> {
+    if moved.last.is_none() {
+        return Ok(());
+    }
+    Record::new(actor, app, action).details(json!({ "count": moved.ids.len() })).write(tx).await
 }
 
 async fn select_dead(

@@ -8,7 +8,7 @@ use futures_util::future::try_join_all;
 use super::super::AppChange;
 use super::super::db;
 use super::super::replicas::RELEASE;
-use super::super::testing::{Place, app, at, event, ready_version, sqlite_store, store};
+use super::super::testing::{Place, actor, app, at, event, ready_version, sqlite_store, store};
 use super::*;
 
 pub(super) async fn store_with_app() -> (Place, Store) {
@@ -239,7 +239,7 @@ async fn an_older_event_that_returns_waits_for_the_one_in_flight() {
     assert!(finish(&store, &first[0], dead()).await);
     let second = claim(&store, 10, 2).await;
     assert_eq!(payloads(&second), ["2"]);
-    assert_eq!(store.redrive(&app("shop"), &Letters::ALL, 10, at(3)).await.expect("redrive").ids.len(), 1);
+    assert_eq!(store.redrive(&app("shop"), &Letters::ALL, 10, at(3), actor()).await.expect("redrive").ids.len(), 1);
     assert!(claim(&store, 10, 3).await.is_empty());
     let taken_over = claim(&store, 10, 100).await;
     assert_eq!(payloads(&taken_over), ["2"], "and its expired claim can be taken over");
@@ -302,7 +302,7 @@ async fn attempts_are_numbered_without_a_gap_whatever_ended_them() {
     // Spent already: it dies without having run once more.
     let second = claim(&store, 1, 2).await.remove(0);
     assert!(store.finish_claim(&second, dead(), Vec::new(), None, at(2)).await.expect("finish"));
-    store.redrive(&app("shop"), &Letters::ALL, 10, at(3)).await.expect("redrive");
+    store.redrive(&app("shop"), &Letters::ALL, 10, at(3), actor()).await.expect("redrive");
     let third = claim(&store, 1, 4).await.remove(0);
     assert_eq!((third.event.attempt, third.event.attempts_before), (2, 1));
     let end = AttemptEnd { invocation: Some(InvocationId::new()), failure: None };
@@ -367,7 +367,7 @@ async fn finished_events_are_kept_as_long_as_their_app_says_and_as_their_keys_co
     let (_dir, store) = store_with_app().await;
     ready_version(&store, "keeper").await;
     let change = AppChange { history_retention: Some(Some(Duration::from_secs(50))), ..AppChange::default() };
-    store.update_app(&app("keeper"), change).await.expect("update");
+    store.update_app(&app("keeper"), change, actor()).await.expect("update");
     for id in ["shop", "keeper"] {
         add(&store, event(id)).await;
         let claimed = store.claim(&[(app(id), 1)], at(61), at(1)).await.expect("claim").remove(0);
@@ -409,9 +409,9 @@ async fn a_damaged_row_becomes_a_dead_letter_and_the_others_run() {
     db::query("UPDATE events SET id = 'x' WHERE state = 4").execute(store.write()).await.expect("damage");
     let shown = store.dead_letters(&app("shop"), None, 10, 1 << 20).await.expect("list");
     assert_eq!(shown, (Vec::new(), None));
-    let redriven = store.redrive(&app("shop"), &Letters::ALL, 10, at(2)).await.expect("redrive");
+    let redriven = store.redrive(&app("shop"), &Letters::ALL, 10, at(2), actor()).await.expect("redrive");
     assert!(redriven.ids.is_empty() && redriven.last.is_some(), "{redriven:?}");
-    let purged = store.purge_dead_letters(&app("shop"), &Letters::ALL, 10).await.expect("purge");
+    let purged = store.purge_dead_letters(&app("shop"), &Letters::ALL, 10, actor()).await.expect("purge");
     assert!(purged.last.is_some());
     assert_eq!(figures(&store).await, (0, 1, 0));
 }
@@ -449,20 +449,20 @@ async fn dead_letters_come_in_pages_of_so_many_and_of_so_many_bytes() {
 async fn all_dead_letters_are_moved_batch_by_batch_and_each_once() {
     let (_dir, store) = store_with_app().await;
     let ids = dead_letters(&store, 5).await;
-    let first = store.redrive(&app("shop"), &Letters::ALL, 3, at(2)).await.expect("redrive");
+    let first = store.redrive(&app("shop"), &Letters::ALL, 3, at(2), actor()).await.expect("redrive");
     assert_eq!(first.ids, ids[..3]);
     // Dead once more, before the next batch.
     for claimed in claim(&store, 10, 3).await {
         assert!(finish(&store, &claimed, dead()).await);
     }
-    let second = store.redrive(&app("shop"), &Letters::After(first.last.expect("some")), 3, at(4)).await;
+    let second = store.redrive(&app("shop"), &Letters::After(first.last.expect("some")), 3, at(4), actor()).await;
     let second = second.expect("redrive");
     assert_eq!(second.ids, ids[3..]);
-    let none = store.redrive(&app("shop"), &Letters::After(second.last.expect("some")), 3, at(5)).await;
+    let none = store.redrive(&app("shop"), &Letters::After(second.last.expect("some")), 3, at(5), actor()).await;
     assert_eq!(none.expect("redrive"), Moved::default());
     assert_eq!((figures(&store).await, store.inner.queue.backlog.of(&app("shop"))), ((2, 0, 3), 2));
     let named = Letters::Named(vec![ids[4], ids[0], EventId::new()]);
-    let purged = store.purge_dead_letters(&app("shop"), &named, 10).await.expect("purge");
+    let purged = store.purge_dead_letters(&app("shop"), &named, 10, actor()).await.expect("purge");
     assert_eq!(purged.ids, ids[..1], "one is queued, and one is not known");
 }
 

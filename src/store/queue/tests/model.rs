@@ -184,7 +184,7 @@ impl Queue {
             Step::Redrive { index } if !self.entries.is_empty() => {
                 let n = index % self.entries.len();
                 let id = self.entries[n].id;
-                let redriven = store.redrive(&app("shop"), &Letters::Named(vec![id]), 10, at(self.now)).await;
+                let redriven = store.redrive(&app("shop"), &Letters::Named(vec![id]), 10, at(self.now), actor()).await;
                 let redriven = redriven.expect("redrive").ids;
                 let is_dead = self.entries[n].state == State::Dead;
                 assert_eq!(redriven.len(), usize::from(is_dead));
