@@ -69,7 +69,7 @@ impl Config {
     }
 
     /// With the least each may be.
-    fn spans(&self) -> [(&'static str, Duration, Duration); 15] {
+    fn spans(&self) -> [(&'static str, Duration, Duration); 16] {
         [
             ("idempotency_window", self.idempotency_window, Duration::ZERO),
             ("database_timeout", self.database_timeout, MOMENT),

@@ -100,22 +100,6 @@ fn where_traces_go_is_read_from_the_file_and_from_flags() {
 }
 
 #[test]
-fn where_traces_go_is_read_from_the_file_and_from_flags() {
-    let file = "[traces]\notlp_endpoint = 'http://collector:4317'\nsample_ratio = 1";
-    let config = load(file, &[("traces.sample_ratio", "0.25"), ("traces.service_name", "chat")]).expect("valid");
-    let expected = Traces {
-        otlp_endpoint: Some("http://collector:4317".to_owned()),
-        sample_ratio: 0.25,
-        service_name: "chat".to_owned(),
-    };
-    assert_eq!(config.traces, expected);
-    let integer = load(file, &[]).expect("valid");
-    assert_eq!(integer.traces.sample_ratio, 1.0);
-    let refused = load("", &[("traces.sample_ratio", "often")]).unwrap_err();
-    assert!(refused.contains("often"), "{refused}");
-}
-
-#[test]
 fn a_token_is_read_and_a_short_one_refused() {
     let file = tempfile::NamedTempFile::new().expect("temp file");
     let config = Config { operator_token_file: Some(file.path().to_owned()), ..Config::default() };

@@ -114,6 +114,7 @@ impl Error {
             | Self::File { .. }
             | Self::NotADatabase(_)
             | Self::Newer { .. }
+            | Self::OldReplicas { .. }
             | Self::Migration { .. }
             | Self::Corrupt(_) => "INTERNAL",
         }

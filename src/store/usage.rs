@@ -86,7 +86,7 @@ fn row(count: &DayUsage) -> Vec<Value<'_>> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{app, ready_version, store};
+    use super::super::testing::{actor, app, ready_version, store};
     use super::*;
 
     fn count(id: &str, day: i64, invocations: u64) -> DayUsage {
@@ -110,7 +110,7 @@ mod tests {
         assert_eq!(store.purge_usage(Day(7), 10).await.expect("purged"), 1);
         assert_eq!(store.usage(&app("shop"), Day(6)).await.expect("usage"), 0);
         assert_eq!(store.usage(&app("shop"), Day(7)).await.expect("usage"), 7);
-        store.delete_app(&app("shop")).await.expect("deleted");
+        store.delete_app(&app("shop"), actor()).await.expect("deleted");
         ready_version(&store, "shop").await;
         assert_eq!(store.usage(&app("shop"), Day(7)).await.expect("usage"), 0, "another app of this name");
     }
