@@ -95,7 +95,11 @@ mod tests {
         others("DELETE FROM replicas WHERE id = (SELECT MAX(id) FROM replicas)").await;
         assert_eq!(take("shop").await, KeyHolder::Ours(holder), "its replica is gone");
         store.release_key(&app("shop"), &trigger(), "k", holder).await.expect("released");
-        others("INSERT INTO running_keys SELECT id, 'UserSentMessage', 'k', 99 FROM apps").await;
+        others(
+            "INSERT INTO running_keys (app_id, trigger_type, idempotency_key, replica)
+             SELECT id, 'UserSentMessage', 'k', 99 FROM apps",
+        )
+        .await;
         store.take_over(Duration::from_secs(60), at(1)).await.expect("taken over");
         assert_eq!(others("DELETE FROM running_keys").await, 0, "what a dead replica held is gone");
     }
