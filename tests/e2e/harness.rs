@@ -28,6 +28,9 @@ pub const LOGIN: &str = "UserAttemptedStartSession";
 pub const SENT: &str = "UserSentMessage";
 pub const SENT_EVENT: &str = r#"{"user":{"name":"jane"},"channel":{"id":1},"message":{"body":"hi"}}"#;
 
+/// Names the binary of the version before, for the tests of upgrades.
+pub const PREVIOUS: &str = "CHATFN_PREVIOUS";
+
 /// For anything that should happen "soon". Generous: the machine is shared.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Announced at every start.
@@ -113,7 +116,7 @@ impl TestServer {
         #[allow(clippy::disallowed_methods, reason = "tests start the service as users do")]
         let mut theirs = Command::new(program);
         theirs.args(ours.get_args());
-        theirs.env_remove(crate::upgrade::PREVIOUS);
+        theirs.env_remove(PREVIOUS);
         theirs.envs(ours.get_envs().filter_map(|(name, value)| Some((name, value?))));
         Self::reached(theirs, data, settings, async |endpoint| endpoint.connect().await).await
     }
@@ -289,7 +292,7 @@ impl Drop for TestServer {
 #[allow(clippy::disallowed_methods, reason = "tests start the service as users do")]
 pub fn binary() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_chatfn"));
-    command.env_remove(crate::upgrade::PREVIOUS); // For us; the service would warn of it.
+    command.env_remove(PREVIOUS); // For us; the service would warn of it.
     command
 }
 

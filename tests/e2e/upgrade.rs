@@ -7,14 +7,12 @@ use chatfn::proto::{EventState, invoke_response::Outcome};
 use sqlx::{ConnectOptions, Connection, Executor};
 
 use crate::cli::{command, ended};
-use crate::harness::{Answered, SENT, SENT_EVENT, TestApp, TestServer, wait_until};
+use crate::harness::{Answered, PREVIOUS, SENT, SENT_EVENT, TestApp, TestServer, wait_until};
 use crate::inspect::answering;
 use crate::load::{self, Balancer, Load};
 use crate::postgres::sql;
 use crate::publish_request::Publish;
 use crate::replicas::Fleet;
-
-pub const PREVIOUS: &str = "CHATFN_PREVIOUS";
 
 /// What a migration may do: a table, and columns in all that live. The same words for both engines.
 fn future() -> String {
