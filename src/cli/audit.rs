@@ -58,7 +58,8 @@ fn when(text: &str) -> Result<SystemTime, String> {
     }
     let span = humantime::parse_duration(text)
         .map_err(|_| "neither a span like 7days or 12h, nor a time like 2026-11-27T09:30:00Z".to_owned())?;
-    SystemTime::now().checked_sub(span).ok_or_else(|| "that is longer ago than clocks go".to_owned())
+    let at = SystemTime::now().checked_sub(span).filter(|at| *at >= SystemTime::UNIX_EPOCH);
+    at.ok_or_else(|| "that is before 1970: leave it out".to_owned())
 }
 
 async fn list(args: &Args) -> anyhow::Result<()> {

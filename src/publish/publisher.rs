@@ -271,7 +271,7 @@ impl Publisher {
         let wishes = Wishes { activate, ticket: None, started_from: None, base, key, typecheck, verification, actor };
         match content {
             Content::Spec(spec) => self.publish_spec(&app, &state, spec, true, wishes, progress).await,
-            content => self.publish_on_top(&app, &state, &content, wishes, progress).await,
+            content => Box::pin(self.publish_on_top(&app, &state, &content, wishes, progress)).await,
         }
     }
 

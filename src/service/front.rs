@@ -48,7 +48,7 @@ pub(super) async fn serve(
         turns.hand_over.cancelled().await;
         generation(&listener, refusing, handshakes.clone(), turns.stop.clone()).await
     };
-    let both = async { tokio::try_join!(first, second).map(|_| ()) };
+    let both = Box::pin(async { tokio::try_join!(first, second).map(|_| ()) });
     match tls {
         None => both.await,
         Some((reloader, _)) => tokio::select! {

@@ -62,14 +62,14 @@ impl Sender {
             while batch.len() < BATCH_MAX
                 && let Ok(span) = self.queue.try_recv()
             {
-                batch.push(span);
+                batch.push(*span);
             }
             if batch.is_empty() {
                 if stopped {
                     break;
                 }
                 tokio::select! {
-                    span = self.queue.recv() => batch.extend(span),
+                    span = self.queue.recv() => batch.extend(span.map(|span| *span)),
                     () = stop.cancelled() => continue,
                 }
             }
@@ -82,15 +82,15 @@ impl Sender {
                 while batch.len() < BATCH_MAX
                     && let Ok(span) = self.queue.try_recv()
                 {
-                    batch.push(span);
+                    batch.push(*span);
                 }
             }
             self.send(&mut batch).await;
         }
     }
 
-    async fn send(&mut self, batch: &mut Vec<Box<Ended>>) {
-        let spans: Vec<SpanData> = batch.drain(..).map(|span| self.data(*span)).collect();
+    async fn send(&mut self, batch: &mut Vec<Ended>) {
+        let spans: Vec<SpanData> = batch.drain(..).map(|span| self.data(span)).collect();
         let count = spans.len() as u64;
         if let Err(err) = self.exporter.export(spans).await {
             self.lost += count;

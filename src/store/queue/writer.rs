@@ -38,7 +38,7 @@ pub struct Writer {
 }
 
 enum Request {
-    Enqueue(NewEvent, oneshot::Sender<Result<Enqueued, Error>>),
+    Enqueue(Box<NewEvent>, oneshot::Sender<Result<Enqueued, Error>>),
     Finish(Box<Finish>, oneshot::Sender<Result<bool, Error>>),
 }
 
@@ -77,7 +77,7 @@ impl Writer {
     }
 
     pub async fn enqueue(&self, event: NewEvent) -> Result<Enqueued, Error> {
-        self.ask(|reply| Request::Enqueue(event, reply)).await
+        self.ask(|reply| Request::Enqueue(Box::new(event), reply)).await
     }
 
     pub async fn finish(&self, finish: Finish) -> Result<bool, Error> {
@@ -177,7 +177,7 @@ impl Task {
     async fn commit(&self, batch: &[Request]) -> Result<Vec<Done>, Error> {
         let mut tx = self.pool.begin().await.map_err(during(ENQUEUE))?;
         let events = batch.iter().filter_map(|request| match request {
-            Request::Enqueue(event, _) => Some(event),
+            Request::Enqueue(event, _) => Some(&**event),
             Request::Finish(..) => None,
         });
         tx.lock(batch.iter().filter_map(Request::line).collect()).await.map_err(during(ENQUEUE))?;
