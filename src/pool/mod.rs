@@ -4,10 +4,12 @@
 //! `state::Event::Acquire` → `Action::Grant` → [`Lease::run`] → `Event::Released`. Workers that wait for whoever needs one first are in
 //! the [`reserve`], which all pools share. Knows no gRPC, no store and no active version.
 
-mod budget;
+// Public as `benches/capacity` has both decide in simulated time.
+pub mod budget;
+pub mod state;
+
 mod lease;
 mod reserve;
-mod state;
 mod supervisor;
 
 use std::sync::Arc;
