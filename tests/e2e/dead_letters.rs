@@ -6,7 +6,7 @@ use chatfn::proto::{self, ErrorKind, EventState, InvocationStatus, invoke_respon
 use tonic::Code;
 
 use crate::events::{HANDLES, accept, event, results, until_dead};
-use crate::harness::{LOGIN, SENT, TestApp, TestServer, reason, wait_until};
+use crate::harness::{LOGIN, SENT, TestApp, TestServer, reason, refusal, wait_until};
 use crate::pool::{Gate, hold, until_busy};
 use crate::publish_request::Publish;
 
@@ -285,6 +285,7 @@ async fn dead_letters_outlive_the_service_and_a_draining_one_touches_none() {
     let gate = Gate::new(&server);
     let app = Publish::sent("demo", HANDLES).retry(1, TINY).on(&server).await;
     let id = dead(&server, &app, 1).await.remove(0);
+    let before = app.event(&id).await;
     let held = gate.function("holds").on(&server).await;
     let running = hold(&held, 1);
     until_busy(&held, 1).await;
@@ -295,9 +296,8 @@ async fn dead_letters_outlive_the_service_and_a_draining_one_touches_none() {
     })
     .await;
     let draining = (Code::Unavailable, "DRAINING".to_owned());
-    assert_eq!(reason(&redrive(&server, &app, &[&id], false).await.expect_err("draining")), draining);
-    assert_eq!(reason(&purge(&server, &app, &[], true).await.expect_err("draining")), draining);
-    let before = app.event(&id).await;
+    assert_eq!(refusal(async || redrive(&server, &app, &[&id], false).await).await, draining);
+    assert_eq!(refusal(async || purge(&server, &app, &[], true).await).await, draining);
     gate.open();
     for answer in running.join_all().await {
         assert!(matches!(answer.outcome, Some(Outcome::Result(_))));

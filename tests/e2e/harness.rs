@@ -372,6 +372,16 @@ pub async fn wait_until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     }
 }
 
+/// Why a call is refused. One that was not sent, as its connection was told to go at that moment, is made again: clients do so.
+pub async fn refusal<T>(call: impl AsyncFn() -> Result<T, Status>) -> (Code, String) {
+    loop {
+        match call().await.err().expect("it is refused") {
+            unsent if unsent.code() == Code::Cancelled => pause().await,
+            status => return reason(&status),
+        }
+    }
+}
+
 /// Between two looks at a condition.
 async fn pause() {
     tokio::time::interval_at(tokio::time::Instant::now() + Duration::from_millis(10), Duration::from_secs(1))

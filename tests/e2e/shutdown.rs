@@ -7,7 +7,9 @@ use tonic::Code;
 use tonic_health::pb::health_client::HealthClient;
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus};
 
-use crate::harness::{Answered, LOGIN, SENT, SENT_EVENT, TestApp, TestServer, processes_of, reason, wait_until};
+use crate::harness::{
+    Answered, LOGIN, SENT, SENT_EVENT, TestApp, TestServer, processes_of, reason, refusal, wait_until,
+};
 use crate::pool::{Gate, hold, until_busy};
 use crate::publish_request::Publish;
 
@@ -47,12 +49,10 @@ async fn a_drain_finishes_what_runs_and_refuses_what_is_new() {
     server.terminate();
     until_refused(&app).await;
     assert_eq!(health(&server).await, ServingStatus::NotServing);
-    let refused = app.invoke(LOGIN, r#"{"username":"jane"}"#).await.expect_err("draining");
-    assert_eq!(reason(&refused), (Code::Unavailable, "DRAINING".to_owned()));
-    let refused = app.invoke(SENT, SENT_EVENT).await.expect_err("draining");
-    assert_eq!(reason(&refused), (Code::Unavailable, "DRAINING".to_owned()));
-    let refused = server.publish(Publish::login("other", SPINS).0).await.expect_err("draining");
-    assert_eq!(reason(&refused), (Code::Unavailable, "DRAINING".to_owned()));
+    let draining = (Code::Unavailable, "DRAINING".to_owned());
+    assert_eq!(refusal(async || app.invoke(LOGIN, r#"{"username":"jane"}"#).await).await, draining);
+    assert_eq!(refusal(async || app.invoke(SENT, SENT_EVENT).await).await, draining);
+    assert_eq!(refusal(async || server.publish(Publish::login("other", SPINS).0).await).await, draining);
     assert_eq!(app.pool().await.workers_busy, 2, "still running");
     gate.open();
     for answer in running.join_all().await {
@@ -172,13 +172,14 @@ async fn a_draining_service_activates_and_deletes_nothing() {
     let app_id = app.id.clone();
     let activate = proto::ActivateVersionRequest { app_id: app_id.clone(), version: 1 };
     let delete = proto::DeleteVersionRequest { app_id: app_id.clone(), version: 1 };
+    let delete_app = proto::DeleteAppRequest { app_id };
     let refused = [
-        server.versions().activate_version(activate).await.expect_err("draining"),
-        server.versions().delete_version(delete).await.expect_err("draining"),
-        server.apps().delete_app(proto::DeleteAppRequest { app_id }).await.expect_err("draining"),
+        refusal(async || server.versions().activate_version(activate.clone()).await).await,
+        refusal(async || server.versions().delete_version(delete.clone()).await).await,
+        refusal(async || server.apps().delete_app(delete_app.clone()).await).await,
     ];
-    for status in refused {
-        assert_eq!(reason(&status), (Code::Unavailable, "DRAINING".to_owned()));
+    for refused in refused {
+        assert_eq!(refused, (Code::Unavailable, "DRAINING".to_owned()));
     }
     gate.open();
     running.join_all().await;
