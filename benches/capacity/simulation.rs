@@ -29,7 +29,7 @@ pub struct Scenario {
     pub workers_max: usize,
     pub concurrency: u32,
     pub limit_bytes: u64,
-    /// Not measured: until the workers are there.
+    /// Not measured: the rate grows from nothing, and the workers come.
     pub warm_up: Duration,
     pub measured: Duration,
     /// One replica dies when the measurement begins.
@@ -135,7 +135,10 @@ impl<'a> Simulation<'a> {
                 if let Some(replica) = &mut self.replicas[replica] {
                     replica.call(demand, now, &mut self.agenda);
                 }
-                self.agenda.add(now + self.workload.gap(), 0, What::Call);
+                // From nothing: a fleet without one worker would be overrun by its first second.
+                let left = self.measured_from.saturating_duration_since(now);
+                let part = 1.0 - left.as_secs_f64() / self.scenario.warm_up.as_secs_f64();
+                self.agenda.add(now + self.workload.gap(part.max(0.01)), 0, What::Call);
             }
             What::Killed => {
                 self.report.lost = u64::from(self.router.remove(replica));

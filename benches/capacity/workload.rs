@@ -47,9 +47,9 @@ impl Workload {
         self.up_to[0]
     }
 
-    /// Until the next call comes.
-    pub fn gap(&mut self) -> Duration {
-        let mean = Duration::from_secs_f64(1.0 / self.rate);
+    /// Until the next call comes. `part`: of the rate; the day's begin, when it grows.
+    pub fn gap(&mut self, part: f64) -> Duration {
+        let mean = Duration::from_secs_f64(1.0 / (self.rate * part));
         self.exponential(mean)
     }
 
