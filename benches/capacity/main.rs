@@ -27,8 +27,8 @@ const RATE: f64 = 50_000.0;
 const GIB: u64 = 1 << 30;
 
 fn main() -> Result<()> {
-    let arguments = std::env::args().skip(1).filter(|argument| !argument.starts_with("--"));
-    let file = arguments.last().unwrap_or_else(|| FIGURES.to_owned());
+    let mut arguments = std::env::args().skip(1).filter(|argument| !argument.starts_with("--"));
+    let file = arguments.next().unwrap_or_else(|| FIGURES.to_owned());
     let figures = Figures::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join(file))?;
     println!(
         "| | CPU: mean · most | workers | in use, GiB | promised, GiB | added p50 · p99 · p99.9, ms | cold | refused | hottest: share · replicas · p99, ms · refused |"

@@ -239,7 +239,7 @@ impl Replica {
             }
             Action::Refuse { waiter, .. } => {
                 if let Some(job) = self.job_of(waiter) {
-                    let Some(Job { demand, began, .. }) = self.leave(job) else { return None };
+                    let Job { demand, began, .. } = self.leave(job)?;
                     self.outcomes.push(Outcome::Refused { demand, began });
                 }
             }

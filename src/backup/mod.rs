@@ -9,7 +9,7 @@
 //! unless a version was deleted in between: then the database is copied once more. The directory appears under its name when all of
 //! it is on disk, or not at all. What encrypts secrets is not in it.
 //!
-//! Start reading at [`take`]; [`restore`] is the way back.
+//! Start reading at [`take`]; [`restore()`] is the way back.
 
 mod restore;
 
