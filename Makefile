@@ -55,11 +55,14 @@ check-aarch64: check-tools
 doc: check-tools
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
 
-## The frame codec, what a worker's start costs in each mode, and what the queue costs; for whole services see `chatfn bench --help`.
+## The frame codec, what a worker's start costs in each mode, what the queue costs, and what calls, workers and apps cost a whole service,
+## with a fleet simulated from that; to load a service of yours see `chatfn bench --help`.
 bench: check-tools
 	cargo bench --locked --bench codec
 	cargo bench --locked --bench spawn
 	cargo bench --locked --bench queue
+	scripts/with-postgres cargo bench --locked --bench costs
+	cargo bench --locked --bench capacity
 
 check-tools:
 	@scripts/check-tools
