@@ -1,5 +1,7 @@
 mod model;
+mod order;
 mod plans;
+mod retention;
 
 use std::collections::HashSet;
 
@@ -172,42 +174,6 @@ async fn events_are_claimed_when_due_and_the_oldest_due_first() {
 }
 
 #[tokio::test]
-async fn a_key_keeps_its_order_through_retries() {
-    let (_dir, store) = store_with_app().await;
-    for payload in 1..=3 {
-        add(&store, keyed("a", payload)).await;
-    }
-    add(&store, keyed("b", 9)).await;
-    let claimed = claim(&store, 10, 1).await;
-    assert_eq!(payloads(&claimed), ["1", "9"], "one of each key");
-    assert!(claim(&store, 10, 2).await.is_empty());
-
-    assert!(finish(&store, &claimed[0], retry(100)).await);
-    assert!(claim(&store, 10, 99 - 60).await.is_empty(), "nothing overtakes a retry");
-    assert!(finish(&store, &claimed[1], Disposition::Done).await);
-    assert_eq!(next_due(&store).await, Some(at(100)), "those behind it do not count");
-    let again = claim(&store, 10, 100).await;
-    assert_eq!((payloads(&again), again[0].event.attempt), (vec!["1"], 2));
-    assert!(finish(&store, &again[0], dead()).await, "a dead letter lets the next one go");
-    let second = claim(&store, 10, 101).await;
-    assert_eq!(payloads(&second), ["2"]);
-    assert!(finish(&store, &second[0], Disposition::Skipped { reason: "disabled".to_owned() }).await);
-    assert_eq!(payloads(&claim(&store, 10, 102).await), ["3"]);
-}
-
-#[tokio::test]
-async fn the_same_key_under_another_trigger_or_app_is_another_order() {
-    let (_dir, store) = store_with_app().await;
-    ready_version(&store, "other").await;
-    add(&store, keyed("a", 1)).await;
-    add(&store, NewEvent { app: app("other"), ..keyed("a", 2) }).await;
-    add(&store, NewEvent { trigger_type: TriggerType::stored("UserReadMessage".to_owned()), ..keyed("a", 3) }).await;
-    let shares = [(app("other"), 10), (app("shop"), 10)];
-    let claimed = store.claim(&shares, at(60), at(1)).await.expect("claim");
-    assert_eq!(payloads(&claimed), ["2", "1", "3"]);
-}
-
-#[tokio::test]
 async fn an_event_keeps_its_trace_through_retries_and_one_that_does_not_read_costs_nothing() {
     const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
     let (_dir, store) = store_with_app().await;
@@ -228,23 +194,6 @@ async fn an_event_keeps_its_trace_through_retries_and_one_that_does_not_read_cos
     let damage = "UPDATE events SET traceparent = 'nonsense'";
     db::query(damage).execute(store.write()).await.expect("damage");
     assert_eq!(seen(&claim(&store, 10, 200).await), [None, None, None]);
-}
-
-#[tokio::test]
-async fn an_older_event_that_returns_waits_for_the_one_in_flight() {
-    let (_dir, store) = store_with_app().await;
-    add(&store, keyed("a", 1)).await;
-    add(&store, keyed("a", 2)).await;
-    let first = claim(&store, 10, 1).await;
-    assert!(finish(&store, &first[0], dead()).await);
-    let second = claim(&store, 10, 2).await;
-    assert_eq!(payloads(&second), ["2"]);
-    assert_eq!(store.redrive(&app("shop"), &Letters::ALL, 10, at(3), actor()).await.expect("redrive").ids.len(), 1);
-    assert!(claim(&store, 10, 3).await.is_empty());
-    let taken_over = claim(&store, 10, 100).await;
-    assert_eq!(payloads(&taken_over), ["2"], "and its expired claim can be taken over");
-    assert!(finish(&store, &taken_over[0], Disposition::Done).await);
-    assert_eq!(payloads(&claim(&store, 10, 101).await), ["1"]);
 }
 
 #[tokio::test]
@@ -328,70 +277,12 @@ async fn the_oldest_event_is_the_first_whose_time_has_come() {
 }
 
 #[tokio::test]
-async fn only_finished_events_are_purged_and_in_batches() {
-    let (_dir, store) = store_with_app().await;
-    for _ in 0..6 {
-        add(&store, event("shop")).await;
-    }
-    let claimed = claim(&store, 5, 1).await;
-    let skipped = Disposition::Skipped { reason: "gone".to_owned() };
-    for (n, disposition) in [Disposition::Done, skipped, Disposition::Done, dead()].into_iter().enumerate() {
-        assert!(store.finish_claim(&claimed[n], disposition, Vec::new(), None, at(n as u64)).await.expect("finish"));
-    }
-    let purge = async |now: u64, limit| {
-        let second = Duration::from_secs(1);
-        store.purge_events(at(now), second, second, limit).await.expect("purge")
-    };
-    assert_eq!(purge(3, 1).await, 1);
-    assert_eq!(purge(3, 10).await, 1, "the third ended at the bound");
-    assert_eq!(purge(1000, 10).await, 1);
-    assert_eq!(purge(1000, 10).await, 0);
-    assert_eq!(figures(&store).await, (1, 1, 1));
-    let dead_letters = store.dead_letters(&app("shop"), None, 10, 1 << 20).await.expect("list").0;
-    assert_eq!(dead_letters[0].reason.as_deref(), Some("ATTEMPTS_EXHAUSTED"));
-    let old = async |before: u64| store.purge_old_dead_letters(at(before), 10).await.expect("purge");
-    assert_eq!((old(3).await, old(4).await, old(1000).await), (0, 1, 0), "it died at 3");
-}
-
-#[tokio::test]
 async fn times_before_the_epoch_do_no_harm() {
     let (_dir, store) = store_with_app().await;
     let past = SystemTime::UNIX_EPOCH - Duration::from_secs(5);
     add(&store, NewEvent { due_at: past, ..event("shop") }).await;
     assert_eq!(next_due(&store).await, Some(past));
     assert_eq!(claim(&store, 1, 0).await.len(), 1);
-}
-
-#[tokio::test]
-async fn finished_events_are_kept_as_long_as_their_app_says_and_as_their_keys_count() {
-    let (_dir, store) = store_with_app().await;
-    ready_version(&store, "keeper").await;
-    let change = AppChange { history_retention: Some(Some(Duration::from_secs(50))), ..AppChange::default() };
-    store.update_app(&app("keeper"), change, actor()).await.expect("update");
-    for id in ["shop", "keeper"] {
-        add(&store, event(id)).await;
-        let claimed = store.claim(&[(app(id), 1)], at(61), at(1)).await.expect("claim").remove(0);
-        assert!(store.finish_claim(&claimed, Disposition::Done, Vec::new(), None, at(10)).await.expect("finish"));
-    }
-    let purge = async |now: u64, keep_min| {
-        let (default, keep_min) = (Duration::from_secs(20), Duration::from_secs(keep_min));
-        store.purge_events(at(now), default, keep_min, 10).await.expect("purge")
-    };
-    assert_eq!(purge(31, 30).await, 0, "the key counts longer than the default");
-    assert_eq!(purge(31, 0).await, 1, "the shop's");
-    assert_eq!(purge(60, 0).await, 0, "the keeper's is only as old");
-    assert_eq!(purge(61, 0).await, 1);
-}
-
-#[tokio::test]
-async fn a_purge_of_events_walks_the_index_of_ages() {
-    let (_dir, store) = sqlite_store().await;
-    let sql = "EXPLAIN QUERY PLAN SELECT e.seq FROM apps a CROSS JOIN events e WHERE e.app_id = a.id AND e.state < 4
-               AND e.finished_at < 5 - CASE WHEN COALESCE(a.history_retention_ms, 1) > 2
-                   THEN COALESCE(a.history_retention_ms, 1) ELSE 2 END LIMIT 9";
-    let rows = db::query(sql).fetch_all(store.read()).await.expect("plan");
-    let plan: Vec<String> = rows.iter().map(|row| get(row, "detail").expect("detail")).collect();
-    assert!(plan.iter().any(|step| step.contains("INDEX events_by_age (app_id=? AND finished_at<?)")), "{plan:?}");
 }
 
 #[tokio::test]
@@ -487,22 +378,4 @@ async fn duplicates_in_one_group_take_no_place_under_the_limit() {
     assert_eq!(known.expect("known"), Enqueued { duplicate: true, ..two });
     assert!(!one.duplicate && !two.duplicate);
     assert!(matches!(three, Err(Error::QueueFull { limit: 2, .. })), "{three:?}");
-}
-
-#[tokio::test]
-async fn a_large_group_keeps_the_order_of_its_lines() {
-    let (_dir, store) = store_with_app().await;
-    // No more than tokio lets one task send at a time: then others would go before.
-    let events = (0..120).map(|n| store.enqueue(keyed(&format!("line {}", n % 3), n)));
-    let before = store.queue_batches();
-    try_join_all(events).await.expect("enqueue");
-    assert_eq!(store.queue_batches() - before, 1);
-    for n in (0..120).step_by(3) {
-        let claimed = claim(&store, 10, 1).await;
-        assert_eq!(payloads(&claimed), [n, n + 1, n + 2].map(|n| n.to_string()));
-        for claimed in &claimed {
-            assert!(finish(&store, claimed, Disposition::Done).await);
-        }
-    }
-    assert_eq!(figures(&store).await, (0, 0, 0));
 }
