@@ -24,13 +24,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::artifacts::{Artifacts, BlobsError};
 use crate::model::{Blob, FilesKind, FilesName};
-use crate::store::{self, Copied};
+use crate::store::{self, Copied, SQLITE_FILE};
 
 pub use restore::{Restored, restore};
 
 const FORMAT: u32 = 1;
 const MANIFEST: &str = "backup.json";
-const DATABASE: &str = "chatfn.db";
+const DATABASE: &str = SQLITE_FILE;
 const FILES: &str = "files";
 /// Each one is for versions that were deleted while the one before was taken.
 const ATTEMPTS_MAX: u32 = 5;

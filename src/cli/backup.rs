@@ -11,6 +11,7 @@ use super::configured::Configured;
 use super::keys::check_owner;
 use super::output::{bytes, note, say};
 use crate::backup::{self, Manifest};
+use crate::store::SQLITE_FILE;
 
 /// The backup is a new directory, for this user alone. `chatfn restore` makes a data directory of it.
 ///
@@ -33,7 +34,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if config.database_url.is_some() {
         bail!("this service's data is in PostgreSQL: back it up with pg_dump, as docs/backup.md tells");
     }
-    let database = config.data_dir.join("chatfn.db");
+    let database = config.data_dir.join(SQLITE_FILE);
     if database.exists() {
         check_owner(&database)?;
     }

@@ -10,7 +10,7 @@ use crate::history::History;
 use crate::model::{LayerName, Report};
 use crate::publish::{self, InstallLimits, Proxy, Registries, SourceLimits};
 use crate::sandbox::Sandbox;
-use crate::store::{Database, Postgres, QueueLimits};
+use crate::store::{Database, Postgres, QueueLimits, SQLITE_FILE};
 use crate::{invoke, pool, traces, worker};
 
 pub(super) fn worker_config(
@@ -55,7 +55,7 @@ pub(super) fn pool_settings(config: &Config) -> pool::Settings {
 /// # Errors
 /// `database_url` is none.
 pub fn database(config: &Config, data: &Path) -> anyhow::Result<Database> {
-    let Some(url) = &config.database_url else { return Ok(Database::Sqlite(data.join("chatfn.db"))) };
+    let Some(url) = &config.database_url else { return Ok(Database::Sqlite(data.join(SQLITE_FILE))) };
     let settings = Postgres::new(url.reveal(), config.database_connections_max, config.database_timeout);
     Ok(Database::Postgres(
         settings.map(Box::new).map_err(|problem| anyhow::anyhow!("configuration: database_url: {problem}"))?,

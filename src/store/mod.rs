@@ -47,7 +47,7 @@ pub use figures::{Connections, QueueTotals};
 pub use functions::{FunctionRecord, FunctionVersionRecord, Sources};
 pub use history::{HistoryItem, InvocationFilter, LogFilter, LogPosition};
 pub use invocation_page::{COUNTED_MAX, PagedInvocation};
-pub use open::{Copied, Database, Postgres, Schema, copy, inspect};
+pub use open::{Copied, Database, Postgres, SQLITE_FILE, Schema, copy, inspect};
 pub use queue::{
     AttemptEnd, AttemptRecord, ClaimId, ClaimedEvent, DeadReason, Disposition, Due, Enqueued, EventRecord, Letters,
     Moved, NewEvent, QueueFigures, QueueLimits,

@@ -31,6 +31,9 @@ pub enum Database {
     Postgres(Box<Postgres>),
 }
 
+/// SQLite's file, in a data directory.
+pub const SQLITE_FILE: &str = "chatfn.db";
+
 /// Connections to write and to read with.
 struct Pools {
     write: Pool,
