@@ -4,6 +4,7 @@
 //! WARN or ERROR that the test did not announce with [`TestServer::expect_log`].
 
 use std::collections::BTreeMap;
+use std::error::Error;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -372,14 +373,28 @@ pub async fn wait_until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     }
 }
 
-/// Why a call is refused. One that was not sent, as its connection was told to go at that moment, is made again: clients do so.
+/// Why a call is refused. One that met the end of its connection is made again, as every gRPC client does by itself.
 pub async fn refusal<T>(call: impl AsyncFn() -> Result<T, Status>) -> (Code, String) {
     loop {
         match call().await.err().expect("it is refused") {
-            unsent if unsent.code() == Code::Cancelled => pause().await,
+            status if was_not_looked_at(&status) => pause().await,
             status => return reason(&status),
         }
     }
+}
+
+/// The call never left, or the server said that it did not begin with it.
+pub fn was_not_looked_at(status: &Status) -> bool {
+    let mut cause = status.source();
+    while let Some(err) = cause {
+        let never_left = err.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_canceled);
+        let said = err.to_string();
+        if never_left || said.contains("refused stream") || said.contains("GOAWAY") {
+            return true;
+        }
+        cause = err.source();
+    }
+    false
 }
 
 /// Between two looks at a condition.

@@ -3,7 +3,6 @@
 //! said it did not look at (GOAWAY, a refused stream), or that never left, is sent on the next connection.
 
 use std::collections::BTreeMap;
-use std::error::Error;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -15,10 +14,9 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::interval;
-use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 
-use crate::harness::{LOGIN, SENT, TestServer, wait_until};
+use crate::harness::{LOGIN, SENT, TestServer, wait_until, was_not_looked_at};
 use crate::publish_request::Publish;
 
 /// Of each client. Enough for calls to be under way at any moment, and little enough for a machine that is shared.
@@ -225,20 +223,6 @@ fn call(app: &str, trigger_type: &str, event: String) -> proto::InvokeRequest {
         event_json: event.into(),
         ..Default::default()
     }
-}
-
-/// The call never left, or the server said that it did not begin with it.
-fn was_not_looked_at(status: &Status) -> bool {
-    let mut cause = status.source();
-    while let Some(err) = cause {
-        let never_left = err.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_canceled);
-        let said = err.to_string();
-        if never_left || said.contains("refused stream") || said.contains("GOAWAY") {
-            return true;
-        }
-        cause = err.source();
-    }
-    false
 }
 
 /// One request; with the answer's body the connection, unless the server closes it.
