@@ -1,11 +1,11 @@
 //! One replica among others: it says that it lives, takes over from those that do not, and follows what the others change.
 
-use std::future::pending;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::Notify;
 use tokio::time::{Interval, MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
 
 use crate::serving::{self, Serving};
 use crate::store::{self, Change, Changes, Store, TakenOver};
@@ -30,7 +30,8 @@ pub async fn join(store: &Store, unseen_max: Duration) -> Result<(), store::Erro
     Ok(())
 }
 
-/// Lives with the other replicas; ends only by being dropped. Without others there is nothing to do.
+/// Lives with the other replicas until it is stopped, which waits for what is under way: a transaction that is dropped at its commit
+/// is rolled back, of which PostgreSQL warns. Without others there is nothing to do.
 ///
 /// `forget_credentials`: what is remembered of them may be of one that was revoked.
 pub async fn watch(
@@ -39,22 +40,21 @@ pub async fn watch(
     unseen_max: Duration,
     enqueued: Arc<Notify>,
     forget_credentials: impl Fn() + Send + Sync,
+    stop: CancellationToken,
 ) {
     if !store.is_shared() {
-        return pending().await;
+        return stop.cancelled().await;
     }
-    let others = Others { store: &store, serving: &serving, enqueued: &enqueued, forget_credentials };
-    tokio::select! {
-        () = others.listen(store.changes()) => {}
-        () = others.compare() => {}
-        () = beat(&store, unseen_max) => {}
-    }
+    let others = Others { store: &store, serving: &serving, enqueued: &enqueued, forget_credentials, stop: &stop };
+    tokio::join!(others.listen(store.changes()), others.compare(), beat(&store, unseen_max, &stop));
 }
 
-async fn beat(store: &Store, unseen_max: Duration) {
+async fn beat(store: &Store, unseen_max: Duration, stop: &CancellationToken) {
     let mut ticks = ticks(unseen_max / HEARTBEATS);
     for beat in 1_u64.. {
-        ticks.tick().await;
+        if stop.run_until_cancelled(ticks.tick()).await.is_none() {
+            return;
+        }
         if let Err(err) = beat_once(store, unseen_max, beat % RECOUNT_EVERY == 0).await {
             tracing::warn!(%err, "failed to tell the other replicas that this one lives");
         }
@@ -85,12 +85,12 @@ struct Others<'a, F> {
     serving: &'a Serving,
     enqueued: &'a Notify,
     forget_credentials: F,
+    stop: &'a CancellationToken,
 }
 
 impl<F: Fn() + Send + Sync> Others<'_, F> {
     async fn listen(&self, mut changes: Changes) {
-        loop {
-            let change = changes.next().await;
+        while let Some(change) = self.stop.run_until_cancelled(changes.next()).await {
             let followed = match change {
                 Change::Events => {
                     self.enqueued.notify_one();
@@ -115,8 +115,7 @@ impl<F: Fn() + Send + Sync> Others<'_, F> {
     /// The safety net under the notifications.
     async fn compare(&self) {
         let (mut ticks, mut known) = (ticks(DIGEST_INTERVAL), None);
-        loop {
-            ticks.tick().await;
+        while self.stop.run_until_cancelled(ticks.tick()).await.is_some() {
             let digest = match self.store.digest().await {
                 Ok(digest) => digest,
                 Err(err) => {

@@ -55,6 +55,9 @@ const SANDBOX_TIMEOUT: Duration = Duration::from_secs(2);
 const TRACES_TIMEOUT: Duration = Duration::from_secs(2);
 /// A connection that never ends (a stream that nobody reads, hyper#4170) must not hold us.
 const CONNECTIONS_TIMEOUT: Duration = Duration::from_secs(2);
+/// For what the tasks in the background are at just then: a database that is away must not hold us.
+const TASKS_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// A running service.
 pub struct Service {
     address: SocketAddr,
@@ -71,6 +74,7 @@ pub struct Service {
     stop_dispatch: CancellationToken,
     turns: Turns,
     stop_history: CancellationToken,
+    stop_replicas: CancellationToken,
     dispatcher: JoinHandle<()>,
     history: JoinHandle<()>,
     maintenance: JoinHandle<()>,
@@ -213,12 +217,20 @@ impl Service {
             concurrency_per_app: config.dispatch_concurrency_per_app,
             wait_max: config.wait_max,
         };
+        let stop_replicas = CancellationToken::new();
         let (events, watched) = (Arc::clone(&enqueued), serving.clone());
         let dispatcher = Dispatcher::new(store.clone(), serving.clone(), invoker.clone(), settings, enqueued, figures);
-        let watch = replicas::watch(store.clone(), watched, config.replica_timeout, events, {
-            let auth = auth.clone();
-            move || auth.forget_all()
-        });
+        let watch = replicas::watch(
+            store.clone(),
+            watched,
+            config.replica_timeout,
+            events,
+            {
+                let auth = auth.clone();
+                move || auth.forget_all()
+            },
+            stop_replicas.clone(),
+        );
         let scheme = if tls.is_some() { "https" } else { "http" };
         Ok(Self {
             address,
@@ -254,6 +266,7 @@ impl Service {
             stop_dispatch,
             turns,
             stop_history,
+            stop_replicas,
             _lock: lock,
         })
     }
@@ -337,19 +350,14 @@ impl Service {
         .await;
         self.turns.stop.cancel();
         let connections_end = Instant::now() + CONNECTIONS_TIMEOUT;
-        for mut server in [self.server].into_iter().chain(self.admin) {
-            if timeout_at(connections_end, &mut server).await.is_err() {
-                server.abort();
-                let _ = server.await;
-            }
+        for server in [self.server].into_iter().chain(self.admin) {
+            end_by(connections_end, server).await;
         }
-        for task in [self.maintenance, self.upkeep] {
-            task.abort();
-            let _ = task.await;
-        }
+        self.upkeep.abort();
         // Until here: whoever finishes its work is not given up.
-        self.replicas.abort();
-        let _ = self.replicas.await;
+        self.stop_replicas.cancel();
+        let tasks_end = Instant::now() + TASKS_TIMEOUT;
+        tokio::join!(end_by(tasks_end, self.maintenance), end_by(tasks_end, self.replicas));
         drop((self.invoker, self.publisher, self.serving));
         // Nothing is left that could record a span. Beside the rest: a collector that is away takes all its time.
         let sending = self.traces.map(|traces| tokio::spawn(traces.stop(TRACES_TIMEOUT)));
@@ -373,6 +381,14 @@ impl Service {
         }
         step("end the sandbox", end + SANDBOX_TIMEOUT, self.sandbox.close()).await;
         tracing::info!("stopped");
+    }
+}
+
+/// Waits for a task that was told to end; one that does not is aborted.
+async fn end_by<T>(deadline: Instant, mut task: JoinHandle<T>) {
+    if timeout_at(deadline, &mut task).await.is_err() {
+        task.abort();
+        let _ = task.await;
     }
 }
 
