@@ -388,8 +388,9 @@ pub fn was_not_looked_at(status: &Status) -> bool {
     let mut cause = status.source();
     while let Some(err) = cause {
         let never_left = err.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_canceled);
-        let said = err.to_string();
-        if never_left || said.contains("refused stream") || said.contains("GOAWAY") {
+        // h2 names neither in its text: `GoAway(b"", NO_ERROR, Remote)`, for streams beyond the last one that the server takes.
+        let kind = format!("{err:?}");
+        if never_left || kind.contains("REFUSED_STREAM, Remote") || kind.contains(r#"GoAway(b"", NO_ERROR, Remote)"#) {
             return true;
         }
         cause = err.source();
