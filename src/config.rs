@@ -11,6 +11,7 @@ mod traces;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -114,6 +115,9 @@ pub struct Config {
     pub idle_ttl: Duration,
     /// Workers that wait, started but for no app yet: a cold start takes one of them and a few milliseconds. 0: all start afresh.
     pub reserve_workers: usize,
+    /// Of workers that start afresh: how many have Node start at a time; the others wait for their turn. Default: the processors that
+    /// this process may use, 2 at least. A start is all CPU: many at once would all be too late.
+    pub worker_starts_max: Option<usize>,
     /// A worker older is replaced.
     #[serde(with = "duration")]
     pub worker_age_max: Duration,
@@ -309,6 +313,7 @@ impl Default for Config {
             init_timeout: Duration::from_secs(10),
             idle_ttl: Duration::from_secs(600),
             reserve_workers: 2,
+            worker_starts_max: None,
             worker_age_max: Duration::from_secs(3600),
             worker_jobs_max: 100_000,
             worker_memory_percent_max: 80,
@@ -432,6 +437,12 @@ impl Config {
     /// Three quarters of what this process may use, where nothing is configured.
     pub fn memory_budget(&self) -> u64 {
         self.memory_budget_bytes.unwrap_or_else(|| memory::available(Path::new("/")) / 4 * 3)
+    }
+
+    /// As many as there are processors for, where nothing is configured.
+    pub fn worker_starts(&self) -> usize {
+        let processors = || std::thread::available_parallelism().map_or(1, NonZero::get);
+        self.worker_starts_max.unwrap_or_else(|| processors().max(2))
     }
 }
 

@@ -10,7 +10,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::{self, series};
-use crate::worker::{self, Program, Spare, StartError, Worker};
+use crate::worker::{self, Program, Spare, StartError, Starting, Worker};
 
 use super::Figures;
 use super::budget::{Account, MemoryBudget, Purpose, Reservation};
@@ -68,6 +68,8 @@ pub(super) struct Supervisor {
     freed: watch::Receiver<u64>,
     short: watch::Receiver<u64>,
     kill: CancellationToken,
+    /// What has not begun to start need not any more.
+    closing: CancellationToken,
     retired: bool,
     killed: bool,
     started_total: u64,
@@ -108,6 +110,7 @@ impl Supervisor {
             freed,
             short,
             kill,
+            closing: CancellationToken::new(),
             retired: false,
             killed: false,
             started_total: 0,
@@ -176,11 +179,13 @@ impl Supervisor {
             }
             Some(Command::Retire) | None => {
                 self.retired = true;
+                self.closing.cancel();
                 Some(Event::Retire)
             }
             Some(Command::Kill) => {
                 self.retired = true;
                 self.killed = true;
+                self.closing.cancel();
                 for running in self.running.values() {
                     running.worker.kill();
                 }
@@ -316,7 +321,8 @@ impl Supervisor {
         let program = Arc::clone(&self.program);
         let news = self.news_sender.clone();
         let under_way = self.reserve.start_begins(self.program.class());
-        let task = self.tasks.spawn(live(config, program, news, id, spare, under_way));
+        let closing = self.closing.clone();
+        let task = self.tasks.spawn(live(config, program, news, id, spare, under_way, closing));
         self.workers_by_task.insert(task.id(), id);
         self.reservations.insert(id, reservation);
     }
@@ -368,6 +374,7 @@ async fn live(
     id: WorkerId,
     mut spare: Option<Spare>,
     under_way: UnderWay,
+    closing: CancellationToken,
 ) {
     let began = Instant::now();
     let (app, version) = (&program.app, &program.version);
@@ -375,7 +382,7 @@ async fn live(
         let from_reserve = spare.is_some();
         let started = match spare.take() {
             Some(spare) => Worker::assign(Arc::clone(&config), Arc::clone(&program), spare).await,
-            None => Worker::spawn(Arc::clone(&config), Arc::clone(&program)).await,
+            None => start_afresh(&config, &program, &closing).await,
         };
         let failed = match started {
             Ok((worker, starting)) => {
@@ -409,4 +416,17 @@ async fn live(
         }
         let _ = news.send((id, News::StartFailed(err))).await;
     }
+}
+
+/// In its turn, unless the pool closes before that.
+async fn start_afresh(
+    config: &Arc<worker::Config>,
+    program: &Arc<Program>,
+    closing: &CancellationToken,
+) -> Result<(Worker, Starting), StartError> {
+    let permit = tokio::select! {
+        permit = Arc::clone(&config.starts).acquire_owned() => permit.map_err(|_| StartError::Stopped)?,
+        () = closing.cancelled() => return Err(StartError::Stopped),
+    };
+    Worker::spawn(Arc::clone(config), Arc::clone(program), permit).await
 }

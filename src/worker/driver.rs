@@ -14,7 +14,7 @@ use serde_json::value::RawValue;
 use tempfile::TempDir;
 use tokio::io::AsyncReadExt;
 use tokio::sync::mpsc::error::TryRecvError;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::codec::{Decoder, Encoder};
 
@@ -23,7 +23,7 @@ use crate::sandbox::{Child, Exit, Pipes};
 
 use super::logs::{Budget, Origin, Sink};
 use super::protocol::{self, Inbound, Response};
-use super::{Command, Config, FrameCodec, Job, OnFree, Program, Reply, StartError, death};
+use super::{Boot, Command, Config, FrameCodec, Job, OnFree, Program, Reply, StartError, death};
 use pipes::Io;
 
 /// Between a timeout (the signal aborts, the caller is answered) and SIGKILL: a handler that heeds the signal keeps its worker.
@@ -72,6 +72,7 @@ enum Phase {
     Booting {
         deadline: Instant,
         started: Started,
+        _permit: Option<OwnedSemaphorePermit>,
     },
     Initializing {
         deadline: Instant,
@@ -131,13 +132,14 @@ impl Driver {
         scratch: Option<TempDir>,
         commands: mpsc::Receiver<Command>,
         started: Started,
-        patience: Duration,
+        boot: Boot,
     ) -> Option<Self> {
         let spawned = Instant::now();
         let io = Io::new(pipes, config.result_bytes_max + ENVELOPE_BYTES)?;
         let sink = Sink::new(config.logs.clone(), &program, &config.log_limits);
         let idle_budget = Budget::new(&config.log_limits);
-        let phase = Phase::Booting { deadline: spawned + patience, started };
+        let Boot { patience, permit } = boot;
+        let phase = Phase::Booting { deadline: spawned + patience, started, _permit: permit };
         Some(Self {
             config,
             program,

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tempfile::TempDir;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::time::timeout;
 
 use crate::config::Egress;
@@ -63,6 +63,8 @@ pub struct Config {
     pub scratch: PathBuf,
     /// From spawn until the shim is ready. Node hangs for ever if it cannot start a thread.
     pub ready_timeout: Duration,
+    /// A permit for each Node that may be starting, not yet ready, at a time.
+    pub starts: Arc<Semaphore>,
     /// For the initialization script and the loading of all functions.
     pub init_timeout: Duration,
     pub result_bytes_max: usize,
@@ -122,6 +124,14 @@ pub struct Job {
     /// From now until the caller is answered.
     pub timeout: Duration,
     pub on_free: OnFree,
+}
+
+/// What a driver begins with.
+struct Boot {
+    /// For Node until it is ready, and then until it takes `initialize`.
+    patience: Duration,
+    /// Until it is ready. `None`: it started before it was anybody's.
+    permit: Option<OwnedSemaphorePermit>,
 }
 
 /// How a job ended. Comes at its timeout at the latest.
@@ -192,14 +202,19 @@ impl std::fmt::Debug for Command {
 }
 
 impl Worker {
-    /// Spawns a process. Wait for [`Starting::ready`] before running jobs.
+    /// Spawns a process, with a permit of `config.starts`, which goes back when Node is ready or is not going to be: nothing of the
+    /// tenant's runs before. Wait for [`Starting::ready`] before running jobs.
     ///
     /// # Errors
     /// The process could not be run.
     ///
     /// # Cancel safety
     /// Dropping the future, or both of what it returns, ends the process.
-    pub async fn spawn(config: Arc<Config>, program: Arc<Program>) -> Result<(Self, Starting), StartError> {
+    pub async fn spawn(
+        config: Arc<Config>,
+        program: Arc<Program>,
+        permit: OwnedSemaphorePermit,
+    ) -> Result<(Self, Starting), StartError> {
         let broken = |what: &str, err: &dyn std::fmt::Display| StartError::Broken(format!("{what}: {err}"));
         let scratch = match config.sandbox.report().mode.has_root() {
             true => None,
@@ -211,8 +226,8 @@ impl Worker {
         let spec = spec(&config, &program.limits, Some(&program), scratch.as_ref().map(TempDir::path));
         let mut child = config.sandbox.spawn(spec).await.map_err(|err: sandbox::Error| broken("spawn", &err))?;
         let pipes = child.take_pipes().ok_or_else(|| broken("spawn", &"the child has no pipes"))?;
-        let patience = config.ready_timeout;
-        Self::drive(config, program, (child, pipes), scratch, patience)
+        let boot = Boot { patience: config.ready_timeout, permit: Some(permit) };
+        Self::drive(config, program, (child, pipes), scratch, boot)
     }
 
     /// Makes a spare the program's worker, for good. As [`Worker::spawn`] otherwise.
@@ -234,7 +249,8 @@ impl Worker {
             spare.end().await;
             return Err(StartError::Broken(err.to_string()));
         }
-        Self::drive(config, program, (spare.child, spare.pipes), None, SPARE_PATIENCE)
+        let boot = Boot { patience: SPARE_PATIENCE, permit: None };
+        Self::drive(config, program, (spare.child, spare.pipes), None, boot)
     }
 
     fn drive(
@@ -242,13 +258,13 @@ impl Worker {
         program: Arc<Program>,
         (child, pipes): (Child, Pipes),
         scratch: Option<TempDir>,
-        patience: Duration,
+        boot: Boot,
     ) -> Result<(Self, Starting), StartError> {
         let pid = child.pid();
         let (commands, receiver) = mpsc::channel(COMMANDS_QUEUED_MAX);
         let (ended_sender, ended) = watch::channel(false);
         let (started, start) = oneshot::channel();
-        let driver = driver::Driver::new(config, program, (child, pipes), scratch, receiver, started, patience)
+        let driver = driver::Driver::new(config, program, (child, pipes), scratch, receiver, started, boot)
             .ok_or_else(|| StartError::Broken("the child has no pipes".to_owned()))?;
         tokio::spawn(async move {
             driver.run().await;

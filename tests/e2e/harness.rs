@@ -78,7 +78,17 @@ impl TestServer {
         let data = Arc::new(tempfile::tempdir().expect("temp dir"));
         let settings: Vec<_> = settings.iter().map(|setting| (*setting).to_owned()).collect();
         let command = command(data.path(), &settings);
-        let connect = async |endpoint: Endpoint| endpoint.tls_config(tls).expect("certificates").connect().await;
+        // Again and again, as the service may give a handshake little time.
+        let connect = async |endpoint: Endpoint| {
+            let endpoint = endpoint.tls_config(tls).expect("certificates");
+            let deadline = Instant::now() + PATIENCE;
+            loop {
+                match endpoint.connect().await {
+                    Err(_) if Instant::now() < deadline => pause().await,
+                    connected => return connected,
+                }
+            }
+        };
         let started = Self::reached(command, data, settings, connect).await;
         started.unwrap_or_else(|log| panic!("the service did not start: {log:?}"))
     }

@@ -63,6 +63,7 @@ mod sdk;
 mod settings;
 mod shutdown;
 mod smoke;
+mod starts;
 mod tampering;
 mod tls;
 #[cfg(feature = "otlp")]
