@@ -1,5 +1,6 @@
 //! How many replicas 10 000 apps with 50 000 calls a second take: a simulation from what `benches/costs` measured.
-//! `cargo bench --bench capacity [-- FIGURES]`; docs/scaling.md has its tables and says what they mean.
+//! `cargo bench --bench capacity [-- FIGURES [NAME]]`, NAME for those scenarios that have it in theirs; docs/scaling.md has its tables and says
+//! what they mean.
 //!
 //! What decides about workers and memory is the service's own ([`chatfn::pool::state`], [`chatfn::pool::budget`]), in simulated
 //! time; cores, the front and the calls are models of them. One seed, so the same figures give the same tables.
@@ -34,7 +35,9 @@ fn main() -> Result<()> {
         "| | CPU: mean · most | workers | in use, GiB | promised, GiB | added p50 · p99 · p99.9, ms | cold | refused | hottest: share · replicas · p99, ms · refused |"
     );
     println!("|---|---|---|---|---|---|---|---|---|");
-    for (name, scenario) in scenarios() {
+    let wanted = arguments.next().unwrap_or_default();
+    for (name, scenario) in scenarios().into_iter().filter(|(name, _)| name.contains(&wanted)) {
+        eprintln!("simulates {name}");
         let report = simulation::run(&scenario, &figures);
         println!("| {name} | {} |", columns(&scenario, &report, &figures));
     }
@@ -68,6 +71,14 @@ fn scenarios() -> Vec<(String, Scenario)> {
     all.extend([
         ("16, `concurrency` 20".to_owned(), with(|s| s.concurrency = 20)),
         ("16, `concurrency` 20, one dies".to_owned(), with(|s| (s.concurrency, s.one_dies) = (20, true))),
+        (
+            "16, `concurrency` 20, all of it at once".to_owned(),
+            with(|s| {
+                s.concurrency = 20;
+                s.warm_up = Duration::ZERO;
+                s.measured = Duration::from_secs(60);
+            }),
+        ),
         ("16, without a front that keeps apps together".to_owned(), with(|s| s.routing = Routing::Any)),
         ("16, `memory_budget_bytes` 48 GiB (as shipped on 64)".to_owned(), with(|s| s.budget_bytes = 48 * GIB)),
         ("16, `memory_budget_bytes` 192 GiB".to_owned(), with(|s| s.budget_bytes = 192 * GIB)),

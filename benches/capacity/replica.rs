@@ -79,6 +79,10 @@ pub struct Replica {
     turn: usize,
     jobs: Vec<Option<Job>>,
     free: Vec<usize>,
+    /// Workers whose Node starts.
+    starting: usize,
+    /// Those that wait for their turn to.
+    to_start: VecDeque<(usize, WorkerId)>,
     calls: u64,
     waiting: VecDeque<(Instant, usize, WaiterId)>,
     pub workers: usize,
@@ -100,6 +104,8 @@ impl Replica {
             turn: 0,
             jobs: Vec::new(),
             free: Vec::new(),
+            starting: 0,
+            to_start: VecDeque::new(),
             calls: 0,
             waiting: VecDeque::new(),
             workers: 0,
@@ -172,7 +178,11 @@ impl Replica {
                 self.outcomes.push(Outcome::Served { demand, began, cold });
                 self.decide(demand.app, Event::Released { worker, lease, memory_bytes: Some(1) }, now, agenda);
             }
-            Work::Start { app, worker } => self.decide(app, Event::Ready { worker }, now, agenda),
+            Work::Start { app, worker } => {
+                self.starting -= 1;
+                self.start_next(now, agenda);
+                self.decide(app, Event::Ready { worker }, now, agenda);
+            }
         }
     }
 
@@ -231,8 +241,8 @@ impl Replica {
                 self.workers += 1;
                 self.workers_peak = self.workers_peak.max(self.workers);
                 self.starts += 1;
-                let cpu = micros(self.settings.apps.start_cpu_micros);
-                self.processor.want(Work::Start { app, worker }, cpu, now, agenda);
+                self.to_start.push_back((app, worker));
+                self.start_next(now, agenda);
             }
             Action::Grant { waiter, worker, lease, cold } => {
                 self.granted(waiter, (worker, lease), cold, now, agenda);
@@ -251,6 +261,17 @@ impl Replica {
             }
         }
         None
+    }
+
+    /// As many at a time as `worker_starts_max` is where nothing is configured.
+    fn start_next(&mut self, now: Instant, agenda: &mut Agenda) {
+        while self.starting < self.settings.cores.max(2)
+            && let Some((app, worker)) = self.to_start.pop_front()
+        {
+            self.starting += 1;
+            let cpu = micros(self.settings.apps.start_cpu_micros);
+            self.processor.want(Work::Start { app, worker }, cpu, now, agenda);
+        }
     }
 
     fn granted(&mut self, waiter: WaiterId, lease: (WorkerId, LeaseId), cold: bool, now: Instant, agenda: &mut Agenda) {

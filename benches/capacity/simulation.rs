@@ -137,7 +137,7 @@ impl<'a> Simulation<'a> {
                 }
                 // From nothing: a fleet without one worker would be overrun by its first second.
                 let left = self.measured_from.saturating_duration_since(now);
-                let part = 1.0 - left.as_secs_f64() / self.scenario.warm_up.as_secs_f64();
+                let part = if left.is_zero() { 1.0 } else { 1.0 - left.div_duration_f64(self.scenario.warm_up) };
                 self.agenda.add(now + self.workload.gap(part.max(0.01)), 0, What::Call);
             }
             What::Killed => {

@@ -49,7 +49,7 @@ pub struct TestServer {
 }
 
 impl TestServer {
-    /// A service with no default dependencies (so that publishing needs no npm) and everything else as shipped.
+    /// A service with no default dependencies (so that publishing needs no npm), patience for Node, and everything else as shipped.
     pub async fn start() -> Self {
         Self::with(&[]).await
     }
@@ -309,7 +309,9 @@ pub fn binary() -> Command {
 
 fn command(data: &Path, settings: &[String]) -> Command {
     let config = data.join("chatfn.toml");
-    std::fs::write(&config, "default_dependencies = {}\n").expect("write the configuration");
+    // A machine that stands still for seconds is none of what these tests are about.
+    let file = "default_dependencies = {}\nready_timeout = \"1m\"\n";
+    std::fs::write(&config, file).expect("write the configuration");
     let mut command = binary();
     command.args(["serve", "--listen", "127.0.0.1:0", "--config"]).arg(config).arg("--data-dir").arg(data.join("data"));
     for setting in settings {
