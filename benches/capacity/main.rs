@@ -53,6 +53,7 @@ fn scenarios() -> Vec<(String, Scenario)> {
         replicas: 16,
         cores: 8,
         budget_bytes: 512 * GIB,
+        starts_max: 8,
         routing: Routing::Hashed { balance: 1.5 },
         workers_max: 4,
         concurrency: 1,
@@ -77,6 +78,15 @@ fn scenarios() -> Vec<(String, Scenario)> {
                 s.concurrency = 20;
                 s.warm_up = Duration::ZERO;
                 s.measured = Duration::from_secs(60);
+            }),
+        ),
+        (
+            "the same, with all starts at a time".to_owned(),
+            with(|s| {
+                s.concurrency = 20;
+                s.warm_up = Duration::ZERO;
+                s.measured = Duration::from_secs(60);
+                s.starts_max = usize::MAX;
             }),
         ),
         ("16, without a front that keeps apps together".to_owned(), with(|s| s.routing = Routing::Any)),

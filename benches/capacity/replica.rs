@@ -22,6 +22,7 @@ const JOB_BITS: u32 = 24;
 pub struct Settings {
     pub cores: usize,
     pub budget_bytes: u64,
+    pub starts_max: usize,
     pub policy: Policy,
     /// Of each worker.
     pub limit_bytes: u64,
@@ -75,6 +76,8 @@ pub struct Replica {
     hosted: Vec<usize>,
     /// Those whose callers lack memory.
     short: BTreeSet<usize>,
+    /// Those with a worker that nobody needs at the moment.
+    idle: BTreeSet<usize>,
     /// Where the search for idle workers goes on.
     turn: usize,
     jobs: Vec<Option<Job>>,
@@ -101,6 +104,7 @@ impl Replica {
             pools: (0..apps).map(|_| None).collect(),
             hosted: Vec::new(),
             short: BTreeSet::new(),
+            idle: BTreeSet::new(),
             turn: 0,
             jobs: Vec::new(),
             free: Vec::new(),
@@ -205,11 +209,8 @@ impl Replica {
         }
         let lacking = pool.state.lacking().min(lacking);
         pool.account.lack(lacking as u64, self.settings.limit_bytes, now);
-        if pool.state.wants_memory() {
-            self.short.insert(app)
-        } else {
-            self.short.remove(&app)
-        };
+        put(&mut self.short, app, pool.state.wants_memory());
+        put(&mut self.idle, app, pool.state.spare().is_some());
         self.pools[app] = Some(pool);
         if lacking > 0 {
             self.give_way(now, agenda);
@@ -263,9 +264,8 @@ impl Replica {
         None
     }
 
-    /// As many at a time as `worker_starts_max` is where nothing is configured.
     fn start_next(&mut self, now: Instant, agenda: &mut Agenda) {
-        while self.starting < self.settings.cores.max(2)
+        while self.starting < self.settings.starts_max
             && let Some((app, worker)) = self.to_start.pop_front()
         {
             self.starting += 1;
@@ -301,9 +301,9 @@ impl Replica {
 
     /// Ends idle workers while callers lack their memory, and lets pools come to it in turn.
     fn give_way(&mut self, now: Instant, agenda: &mut Agenda) {
-        for _ in 0..self.hosted.len() {
-            self.turn = (self.turn + 1) % self.hosted.len();
-            let app = self.hosted[self.turn];
+        for _ in 0..self.idle.len() {
+            let Some(app) = self.idle.range(self.turn + 1..).chain(&self.idle).next().copied() else { return };
+            self.turn = app;
             let Some(pool) = &mut self.pools[app] else { continue };
             let Some((worker, kept)) = pool.state.spare() else { continue };
             let Some(reservation) = pool.reservations.get_mut(&worker) else { continue };
@@ -332,6 +332,15 @@ impl Replica {
             self.decide(self.hosted[place], Event::Tick, now, agenda);
         }
     }
+}
+
+/// Has the app among these, or not.
+fn put(apps: &mut BTreeSet<usize>, app: usize, is_one: bool) {
+    if is_one {
+        apps.insert(app)
+    } else {
+        apps.remove(&app)
+    };
 }
 
 fn micros(micros: f64) -> Duration {

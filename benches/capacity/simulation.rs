@@ -25,6 +25,8 @@ pub struct Scenario {
     pub replicas: usize,
     pub cores: usize,
     pub budget_bytes: u64,
+    /// Workers that start at a time on a replica.
+    pub starts_max: usize,
     pub routing: Routing,
     pub workers_max: usize,
     pub concurrency: u32,
@@ -87,6 +89,7 @@ impl<'a> Simulation<'a> {
         let settings = Settings {
             cores: scenario.cores,
             budget_bytes: scenario.budget_bytes,
+            starts_max: scenario.starts_max,
             policy: policy(scenario),
             limit_bytes: scenario.limit_bytes,
             wait_max: Duration::from_secs(10),

@@ -84,7 +84,7 @@ async fn no_more_nodes_start_at_a_time_than_may() {
     for (_, call) in calls {
         call.await.expect("no panic").expect_err("the service has ended");
     }
-    assert!(processes_of(server.data()).is_empty());
+    wait_until("nothing is left", async || processes_of(server.data()).is_empty()).await;
 }
 
 #[tokio::test]
