@@ -89,9 +89,22 @@ fn scenarios() -> Vec<(String, Scenario)> {
                 s.starts_max = usize::MAX;
             }),
         ),
-        ("16, without a front that keeps apps together".to_owned(), with(|s| s.routing = Routing::Any)),
-        ("16, `memory_budget_bytes` 48 GiB (as shipped on 64)".to_owned(), with(|s| s.budget_bytes = 48 * GIB)),
-        ("16, `memory_budget_bytes` 192 GiB".to_owned(), with(|s| s.budget_bytes = 192 * GIB)),
+        (
+            "16, `concurrency` 20, without a front that keeps apps together".to_owned(),
+            with(|s| (s.concurrency, s.routing) = (20, Routing::Any)),
+        ),
+        (
+            "16, `concurrency` 20, `memory_budget_bytes` 192 GiB".to_owned(),
+            with(|s| (s.concurrency, s.budget_bytes) = (20, 192 * GIB)),
+        ),
+        (
+            "16, `concurrency` 20, `memory_budget_bytes` 96 GiB".to_owned(),
+            with(|s| (s.concurrency, s.budget_bytes) = (20, 96 * GIB)),
+        ),
+        (
+            "16, `concurrency` 20, `memory_budget_bytes` 48 GiB (as shipped on 64)".to_owned(),
+            with(|s| (s.concurrency, s.budget_bytes) = (20, 48 * GIB)),
+        ),
         ("16, one app has 30 %".to_owned(), with(|s| s.hot = Some(0.3))),
         ("the same, its `workers_max` 16".to_owned(), with(|s| (s.hot, s.workers_max) = (Some(0.3), 16))),
         ("the same, `concurrency` 20 instead".to_owned(), with(|s| (s.hot, s.concurrency) = (Some(0.3), 20))),
