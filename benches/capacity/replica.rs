@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use chatfn::pool::MemoryBudget;
-use chatfn::pool::budget::{Account, Purpose, Reservation};
+use chatfn::pool::budget::{Account, AccountId, Purpose, Reservation};
 use chatfn::pool::state::{Action, Event, LeaseId, Policy, State, WaiterId, WorkerId};
 
 use crate::agenda::{Agenda, What};
@@ -76,10 +76,8 @@ pub struct Replica {
     hosted: Vec<usize>,
     /// Those whose callers lack memory.
     short: BTreeSet<usize>,
-    /// Those with a worker that nobody needs at the moment.
-    idle: BTreeSet<usize>,
-    /// Where the search for idle workers goes on.
-    turn: usize,
+    /// Whose account is which.
+    accounts: HashMap<AccountId, usize>,
     jobs: Vec<Option<Job>>,
     free: Vec<usize>,
     /// Workers whose Node starts.
@@ -104,8 +102,7 @@ impl Replica {
             pools: (0..apps).map(|_| None).collect(),
             hosted: Vec::new(),
             short: BTreeSet::new(),
-            idle: BTreeSet::new(),
-            turn: 0,
+            accounts: HashMap::new(),
             jobs: Vec::new(),
             free: Vec::new(),
             starting: 0,
@@ -209,8 +206,12 @@ impl Replica {
         }
         let lacking = pool.state.lacking().min(lacking);
         pool.account.lack(lacking as u64, self.settings.limit_bytes, now);
-        put(&mut self.short, app, pool.state.wants_memory());
-        put(&mut self.idle, app, pool.state.spare().is_some());
+        pool.account.offer(pool.state.spare().map(|(_, offer)| offer), now);
+        if pool.state.wants_memory() {
+            self.short.insert(app)
+        } else {
+            self.short.remove(&app)
+        };
         self.pools[app] = Some(pool);
         if lacking > 0 {
             self.give_way(now, agenda);
@@ -220,7 +221,9 @@ impl Replica {
     fn pool(&mut self, app: usize) -> Box<Pool> {
         self.hosted.push(app);
         let state = State::new(self.settings.policy.clone());
-        Box::new(Pool { state, account: self.budget.account(), reservations: HashMap::new() })
+        let account = self.budget.account();
+        self.accounts.insert(account.id(), app);
+        Box::new(Pool { state, account, reservations: HashMap::new() })
     }
 
     /// The worker that there is no memory for.
@@ -299,17 +302,14 @@ impl Replica {
         }
     }
 
-    /// Ends idle workers while callers lack their memory, and lets pools come to it in turn.
+    /// Ends idle workers while callers lack their memory.
     fn give_way(&mut self, now: Instant, agenda: &mut Agenda) {
-        for _ in 0..self.idle.len() {
-            let Some(app) = self.idle.range(self.turn + 1..).chain(&self.idle).next().copied() else { return };
-            self.turn = app;
-            let Some(pool) = &mut self.pools[app] else { continue };
-            let Some((worker, kept)) = pool.state.spare() else { continue };
-            let Some(reservation) = pool.reservations.get_mut(&worker) else { continue };
-            if !reservation.give_way(kept, now) {
-                return;
-            }
+        while let Some(app) = self.budget.asked().map(|account| self.accounts[&account])
+            && let Some(pool) = &mut self.pools[app]
+            && let Some((worker, _)) = pool.state.spare()
+            && let Some(reservation) = pool.reservations.get_mut(&worker)
+            && pool.account.give_way(reservation, now)
+        {
             self.decide(app, Event::MemoryPressure, now, agenda);
         }
     }
@@ -332,15 +332,6 @@ impl Replica {
             self.decide(self.hosted[place], Event::Tick, now, agenda);
         }
     }
-}
-
-/// Has the app among these, or not.
-fn put(apps: &mut BTreeSet<usize>, app: usize, is_one: bool) {
-    if is_one {
-        apps.insert(app)
-    } else {
-        apps.remove(&app)
-    };
 }
 
 fn micros(micros: f64) -> Duration {

@@ -1,9 +1,10 @@
 //! The memory that all workers of the service may have together, and who gives way when it is short.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 /// So long a shortage is left to those who have idle workers beyond `workers_min`; then the kept ones go, too: a call is worth more
 /// than a warm start.
@@ -19,9 +20,8 @@ pub struct MemoryBudget {
 struct Shared {
     limit: u64,
     books: Mutex<Books>,
-    /// Both count events; a `watch` cannot miss one.
+    /// Counts; a `watch` cannot miss one.
     freed: watch::Sender<u64>,
-    short: watch::Sender<u64>,
 }
 
 #[derive(Debug, Default)]
@@ -32,6 +32,25 @@ struct Books {
     /// What callers wait for.
     wanted: u64,
     short_since: Option<Instant>,
+    /// With those whom to ask for them.
+    offers: BTreeMap<(Offer, AccountId), Arc<Notify>>,
+    /// That there were.
+    accounts: u64,
+}
+
+/// Tells the accounts of a budget apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AccountId(u64);
+
+/// A worker that can give way while callers lack memory: the least goes first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Offer {
+    /// One of the reserve: nobody's yet.
+    Reserve,
+    /// Idle since then. So of all apps' workers the least recently used goes, and one that is needed all the time stays.
+    Idle(Instant),
+    /// As well, but one of its pool's `workers_min`: when the shortage has lasted.
+    Kept(Instant),
 }
 
 /// For whom memory is reserved.
@@ -55,19 +74,24 @@ pub struct Reservation {
 #[derive(Debug)]
 pub struct Account {
     shared: Arc<Shared>,
+    id: AccountId,
     /// Of the bytes that are wanted.
     lacks: u64,
+    offer: Option<Offer>,
+    asked: Arc<Notify>,
 }
 
 impl MemoryBudget {
     pub fn new(limit: u64) -> Self {
-        let (freed, short) = (watch::Sender::new(0), watch::Sender::new(0));
-        Self { shared: Arc::new(Shared { limit, books: Mutex::default(), freed, short }) }
+        Self { shared: Arc::new(Shared { limit, books: Mutex::default(), freed: watch::Sender::new(0) }) }
     }
 
     /// For a pool to reserve from and to say what it lacks.
     pub fn account(&self) -> Account {
-        Account { shared: Arc::clone(&self.shared), lacks: 0 }
+        let mut books = self.shared.books();
+        books.accounts += 1;
+        let id = AccountId(books.accounts);
+        Account { shared: Arc::clone(&self.shared), id, lacks: 0, offer: None, asked: Arc::default() }
     }
 
     pub fn limit(&self) -> u64 {
@@ -84,9 +108,11 @@ impl MemoryBudget {
         self.shared.freed.subscribe()
     }
 
-    /// Changes while callers lack something.
-    pub fn short(&self) -> watch::Receiver<u64> {
-        self.shared.short.subscribe()
+    /// Who is to give way, if anybody should and can.
+    pub fn asked(&self) -> Option<AccountId> {
+        let books = self.shared.books();
+        books.short_since?;
+        books.offers.first_key_value().map(|((_, account), _)| *account)
     }
 }
 
@@ -98,8 +124,8 @@ impl Shared {
     fn note(&self, books: &mut Books, now: Instant) {
         let short = books.wanted > 0 && books.used - books.leaving + books.wanted > self.limit;
         books.short_since = if short { books.short_since.or(Some(now)) } else { None };
-        if short {
-            self.short.send_modify(|count| *count += 1);
+        if short && let Some((_, asked)) = books.offers.first_key_value() {
+            asked.notify_one();
         }
     }
 }
@@ -113,20 +139,6 @@ impl Reservation {
 
     pub fn is_leaving(&self) -> bool {
         self.leaving
-    }
-
-    /// Whether its idle worker has to end for callers elsewhere; if so it counts as leaving at once, so that no other worker ends for
-    /// the same bytes. `kept`: it is one of the pool's `workers_min`.
-    pub fn give_way(&mut self, kept: bool, now: Instant) -> bool {
-        let shared = Arc::clone(&self.shared);
-        let mut books = shared.books();
-        let patience = if kept { KEPT_FOR } else { Duration::ZERO };
-        let short = books.short_since.is_some_and(|since| now.duration_since(since) >= patience);
-        let gives_way = short && !self.leaving;
-        if gives_way {
-            self.note_leaving(&mut books, now);
-        }
-        gives_way
     }
 
     fn note_leaving(&mut self, books: &mut Books, now: Instant) {
@@ -168,6 +180,51 @@ impl Account {
         Some(Reservation { shared: Arc::clone(&self.shared), bytes, leaving: false })
     }
 
+    pub fn id(&self) -> AccountId {
+        self.id
+    }
+
+    /// Says which of its workers can give way, if any; replaces what was said before.
+    pub fn offer(&mut self, offer: Option<Offer>, now: Instant) {
+        let before = std::mem::replace(&mut self.offer, offer);
+        if offer == before {
+            return;
+        }
+        let mut books = self.shared.books();
+        if let Some(before) = before {
+            books.offers.remove(&(before, self.id));
+        }
+        if let Some(offer) = offer {
+            books.offers.insert((offer, self.id), Arc::clone(&self.asked));
+        }
+        self.shared.note(&mut books, now);
+    }
+
+    /// Resolves when it should look whether what it offers [has to go](Account::give_way), if not because of time.
+    ///
+    /// # Cancel safety
+    /// May be dropped and called again.
+    pub async fn asked(&self) {
+        self.asked.notified().await;
+    }
+
+    /// Whether the worker that it offers has to end for callers elsewhere; if so it counts as leaving at once, so that no other worker
+    /// ends for the same bytes.
+    pub fn give_way(&self, reservation: &mut Reservation, now: Instant) -> bool {
+        let mut books = self.shared.books();
+        let Some(offer) = self.offer.filter(|offer| {
+            !reservation.leaving && books.offers.first_key_value().is_some_and(|(first, _)| *first == (*offer, self.id))
+        }) else {
+            return false;
+        };
+        let patience = if matches!(offer, Offer::Kept(_)) { KEPT_FOR } else { Duration::ZERO };
+        let gives_way = books.short_since.is_some_and(|since| now.duration_since(since) >= patience);
+        if gives_way {
+            reservation.note_leaving(&mut books, now);
+        }
+        gives_way
+    }
+
     /// What is left, or soon will be, beyond what callers wait for.
     pub fn left(&self) -> u64 {
         let books = self.shared.books();
@@ -190,95 +247,9 @@ impl Account {
 impl Drop for Account {
     fn drop(&mut self) {
         self.lack(0, 1, Instant::now());
+        self.offer(None, Instant::now());
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_budget_holds_on_both_sides_and_says_when_it_changes() {
-        let budget = MemoryBudget::new(100);
-        let mut freed = budget.freed();
-        let all = budget.account().reserve(100, Purpose::Call).expect("fits exactly");
-        assert!(budget.account().reserve(1, Purpose::Call).is_none());
-        assert!(!freed.has_changed().expect("open"));
-        drop(all);
-        assert!(freed.has_changed().expect("open"));
-        freed.mark_unchanged();
-        assert_eq!(budget.used(), 0);
-        assert!(budget.account().reserve(101, Purpose::Call).is_none());
-    }
-
-    #[test]
-    fn no_more_give_way_than_callers_lack() {
-        let (budget, now) = (MemoryBudget::new(100), Instant::now());
-        let mut idle: Vec<_> = (0..4).map(|_| budget.account().reserve(25, Purpose::Call).expect("fits")).collect();
-        let give =
-            |idle: &mut Vec<Reservation>| idle.iter_mut().filter_map(|r| r.give_way(false, now).then_some(())).count();
-        assert_eq!(give(&mut idle), 0, "nobody lacks anything");
-        let (mut one, mut other) = (budget.account(), budget.account());
-        let mut short = budget.short();
-        one.lack(1, 25, now);
-        assert!(short.has_changed().expect("open"));
-        short.mark_unchanged();
-        assert_eq!((give(&mut idle), give(&mut idle)), (1, 0));
-        one.lack(1, 25, now);
-        assert!(!short.has_changed().expect("open"), "nothing new, and enough is leaving");
-        other.lack(2, 10, now);
-        assert_eq!(give(&mut idle), 1);
-        drop(idle.drain(..2));
-        let _taken = one.reserve(25, Purpose::Call).expect("it came back");
-        assert_eq!(give(&mut idle), 0, "the other one's is there, too");
-        drop((one, other));
-        assert_eq!(give(&mut idle), 0);
-    }
-
-    #[test]
-    fn what_ends_anyway_counts() {
-        let (budget, now) = (MemoryBudget::new(100), Instant::now());
-        let mut going = budget.account().reserve(50, Purpose::Call).expect("fits");
-        let mut idle = budget.account().reserve(50, Purpose::Call).expect("fits");
-        going.leave();
-        let mut caller = budget.account();
-        caller.lack(1, 50, now);
-        assert!(!idle.give_way(false, now));
-        drop(going);
-        assert!(!idle.give_way(false, now));
-        let _taken = budget.account().reserve(50, Purpose::Call).expect("fits");
-        assert!(idle.give_way(false, now), "somebody else had it");
-    }
-
-    #[test]
-    fn kept_workers_give_way_to_callers_who_still_lack_it_later() {
-        let (budget, now) = (MemoryBudget::new(100), Instant::now());
-        let mut kept = budget.account().reserve(100, Purpose::Spare).expect("fits");
-        let mut caller = budget.account();
-        caller.lack(1, 100, now);
-        assert!(!kept.give_way(true, now));
-        assert!(kept.give_way(true, now + KEPT_FOR));
-    }
-
-    #[test]
-    fn nothing_spare_takes_what_callers_wait_for() {
-        let budget = MemoryBudget::new(100);
-        let mut caller = budget.account();
-        caller.lack(1, 60, Instant::now());
-        assert!(budget.account().reserve(41, Purpose::Spare).is_none());
-        let spare = budget.account().reserve(40, Purpose::Spare).expect("fits beside it");
-        assert!(budget.account().reserve(60, Purpose::Call).is_some());
-        drop(spare);
-    }
-
-    #[test]
-    fn what_the_budget_could_never_hold_moves_nobody() {
-        let (budget, now) = (MemoryBudget::new(100), Instant::now());
-        let mut idle = budget.account().reserve(60, Purpose::Call).expect("fits");
-        let mut caller = budget.account();
-        caller.lack(1, 101, now);
-        assert!(!idle.give_way(false, now));
-        caller.lack(9, 50, now);
-        assert!(idle.give_way(false, now), "two of nine would fit");
-    }
-}
+mod tests;

@@ -20,7 +20,7 @@ use crate::model::Limits;
 use crate::sandbox::{Exit, ExitStatus};
 use crate::worker::{self, Class, Spare, StartError};
 
-use super::budget::{Account, MemoryBudget, Purpose, Reservation};
+use super::budget::{Account, MemoryBudget, Offer, Purpose, Reservation};
 use state::{Held, Next, Policy, State};
 
 /// How this service keeps its reserve.
@@ -80,7 +80,6 @@ impl Reserve {
             workers,
             account: budget.account(),
             freed: budget.freed(),
-            short: budget.short(),
             tasks: JoinSet::new(),
             booting: None,
             stop,
@@ -180,7 +179,6 @@ struct Keeper {
     workers: Arc<worker::Config>,
     account: Account,
     freed: watch::Receiver<u64>,
-    short: watch::Receiver<u64>,
     /// Spares that start, and those that end.
     tasks: JoinSet<Option<Result<Spare, StartError>>>,
     booting: Option<Booting>,
@@ -201,6 +199,7 @@ impl Keeper {
             let wake = self.act();
             self.next_event(wake).await;
         }
+        self.account.offer(None, Instant::now());
         let left = std::mem::take(&mut self.shared.shelf().spares);
         left.into_iter().for_each(|waiting| self.end(waiting));
         if let Some(booting) = &self.booting {
@@ -222,7 +221,10 @@ impl Keeper {
                 shelf.state.next(&held, self.booting.is_some(), Instant::now())
             };
             match next {
-                Next::Wait(until) => return until,
+                Next::Wait(until) => {
+                    self.offer();
+                    return until;
+                }
                 Next::Start(class) => match self.account.reserve(class.memory_bytes, Purpose::Spare) {
                     Some(reservation) => self.boot(class, reservation),
                     None => self.shared.shelf().state.no_memory(class),
@@ -241,7 +243,7 @@ impl Keeper {
             Some(done) = self.tasks.join_next() => self.note(done),
             () = shared.changed.notified() => {}
             Ok(()) = self.freed.changed(), if is_short => shared.shelf().state.memory_freed(),
-            Ok(()) = self.short.changed() => {} // `act` looks each time whether it has to give way.
+            () = self.account.asked() => {} // `act` looks each time whether it has to give way.
             () = sleep_until(wake.unwrap_or(far).into()), if wake.is_some() => {}
         }
     }
@@ -250,21 +252,27 @@ impl Keeper {
     fn give_way(&mut self) {
         let now = Instant::now();
         if let Some(booting) = &mut self.booting
-            && booting.reservation.give_way(false, now)
+            && self.account.give_way(&mut booting.reservation, now)
         {
             booting.give_up.cancel();
         }
         let gone: Vec<Waiting> = {
             let mut shelf = self.shared.shelf();
-            let gone = shelf
-                .spares
-                .extract_if(.., |waiting| waiting.reservation.is_leaving() || waiting.reservation.give_way(false, now));
-            gone.collect()
+            let goes = |waiting: &mut Waiting| {
+                waiting.reservation.is_leaving() || self.account.give_way(&mut waiting.reservation, now)
+            };
+            shelf.spares.extract_if(.., goes).collect()
         };
         if !gone.is_empty() {
             self.shared.shelf().state.gave_up(now);
         }
         gone.into_iter().for_each(|waiting| self.end(waiting));
+    }
+
+    fn offer(&mut self) {
+        let boots = self.booting.as_ref().is_some_and(|booting| !booting.reservation.is_leaving());
+        let waits = self.shared.shelf().spares.iter().any(|waiting| !waiting.reservation.is_leaving());
+        self.account.offer((boots || waits).then_some(Offer::Reserve), Instant::now());
     }
 
     fn end_surplus(&mut self) {

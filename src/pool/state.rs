@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 
 use crate::worker::StartError;
 
+use super::budget::Offer;
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct WorkerId(pub u64);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -241,10 +243,11 @@ impl State {
         self.waiters.len().div_ceil(self.policy.concurrency as usize).saturating_sub(self.starting())
     }
 
-    /// The worker that gives way to other pools' callers, and whether it is one of `workers_min`.
-    pub fn spare(&self) -> Option<(WorkerId, bool)> {
-        let (_, oldest) = self.idle().first().copied().filter(|_| self.waiters.is_empty())?;
-        Some((oldest, self.live() <= self.policy.workers_min))
+    /// The worker that gives way to other pools' callers: the longest idle.
+    pub fn spare(&self) -> Option<(WorkerId, Offer)> {
+        let (since, worker) = self.idle().min().filter(|_| self.waiters.is_empty())?;
+        let kept = self.live() <= self.policy.workers_min;
+        Some((worker, if kept { Offer::Kept(since) } else { Offer::Idle(since) }))
     }
 
     fn live(&self) -> usize {
@@ -410,20 +413,19 @@ impl State {
         }
     }
 
-    /// Idle workers, the longest idle first.
-    fn idle(&self) -> Vec<(Instant, WorkerId)> {
+    fn idle(&self) -> impl Iterator<Item = (Instant, WorkerId)> {
         let since = |(id, worker): (&WorkerId, &Worker)| match worker.status {
             Status::Serving { since } if worker.leases.is_empty() => Some((since, *id)),
             _ => None,
         };
-        let mut idle: Vec<_> = self.workers.iter().filter_map(since).collect();
-        idle.sort_unstable();
-        idle
+        self.workers.iter().filter_map(since)
     }
 
     fn tick(&mut self, now: Instant, actions: &mut Vec<Action>) {
         self.short = false;
-        for (since, id) in self.idle() {
+        let mut idle: Vec<_> = self.idle().collect();
+        idle.sort_unstable(); // The longest idle first.
+        for (since, id) in idle {
             if now.duration_since(since) > self.policy.idle_ttl && self.live() > self.policy.workers_min {
                 self.retire_worker(id, actions);
             } else {

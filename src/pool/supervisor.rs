@@ -66,7 +66,6 @@ pub(super) struct Supervisor {
     account: Account,
     reserve: Reserve,
     freed: watch::Receiver<u64>,
-    short: watch::Receiver<u64>,
     kill: CancellationToken,
     /// What has not begun to start need not any more.
     closing: CancellationToken,
@@ -89,7 +88,7 @@ impl Supervisor {
     ) -> Self {
         let (news_sender, news) = mpsc::channel(NEWS_QUEUED_MAX);
         let (released_sender, released) = mpsc::channel(LEASES_MAX);
-        let (account, freed, short) = (budget.account(), budget.freed(), budget.short());
+        let (account, freed) = (budget.account(), budget.freed());
         let told = metrics::Workers::new(&program.app);
         Self {
             workers,
@@ -108,7 +107,6 @@ impl Supervisor {
             account,
             reserve,
             freed,
-            short,
             kill,
             closing: CancellationToken::new(),
             retired: false,
@@ -159,7 +157,7 @@ impl Supervisor {
             Some(ended) = self.tasks.join_next_with_id() => self.ended(ended),
             command = self.commands.recv(), if !self.commands.is_closed() || !self.retired => self.command(command),
             Ok(()) = self.freed.changed(), if self.state.wants_memory() => Some(Event::MemoryFreed),
-            Ok(()) = self.short.changed() => None, // The loop looks each time whether it has to give way.
+            () = self.account.asked() => None, // The loop looks each time whether it has to give way.
         }
     }
 
@@ -252,14 +250,16 @@ impl Supervisor {
             }
         }
         let lacking = self.state.lacking().min(refused) as u64;
-        self.account.lack(lacking, self.program.limits.memory_bytes, std::time::Instant::now());
+        let now = std::time::Instant::now();
+        self.account.lack(lacking, self.program.limits.memory_bytes, now);
+        self.account.offer(self.state.spare().map(|(_, offer)| offer), now);
     }
 
     /// Ends idle workers while callers of other pools lack their memory.
     fn give_way(&mut self) {
-        while let Some((worker, kept)) = self.state.spare()
+        while let Some((worker, _)) = self.state.spare()
             && let Some(reservation) = self.reservations.get_mut(&worker)
-            && reservation.give_way(kept, std::time::Instant::now())
+            && self.account.give_way(reservation, std::time::Instant::now())
         {
             series().evictions.increment(1);
             self.decide(Event::MemoryPressure);

@@ -57,3 +57,21 @@ async fn workers_that_are_kept_warm_give_way_to_a_caller_who_would_get_none() {
     assert_eq!((pids(&greedy).await.len(), pids(&modest).await.len()), (1, 1));
     server.stop().await;
 }
+
+#[tokio::test]
+async fn what_was_used_last_stays_while_others_take_turns() {
+    let server = room_for(2).await;
+    let [often, one, other] = ["often", "one", "other"];
+    for app in [often, one, other] {
+        server.deploy_function(app, LOGIN, WHICH).await;
+    }
+    let [often, one, other] = [often, one, other].map(|app| server.app(app));
+    let worker = often.login("jane").await.json();
+    for round in 0..4 {
+        for seldom in [&one, &other] {
+            seldom.login("jane").await.json();
+            assert_eq!(often.login("jane").await.json(), worker, "round {round}: it is the same all the time");
+        }
+    }
+    server.stop().await;
+}
