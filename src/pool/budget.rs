@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, watch};
 
-/// So long a shortage is left to those who have idle workers beyond `workers_min`; then the kept ones go, too: a call is worth more
-/// than a warm start.
+/// So long a shortage is left to those who have idle workers beyond `workers_min`; then, where nobody has any, the kept ones go: a call is
+/// worth more than a warm start.
 const KEPT_FOR: Duration = Duration::from_millis(300);
 
 /// Counts limits, not use: what was promised to a worker is never promised twice. Cheap to clone.
@@ -70,7 +70,7 @@ pub struct Reservation {
     leaving: bool,
 }
 
-/// One pool's dealings with the budget. On drop it lacks nothing any more.
+/// One pool's dealings with the budget. On drop it lacks and offers nothing any more.
 #[derive(Debug)]
 pub struct Account {
     shared: Arc<Shared>,

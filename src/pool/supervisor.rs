@@ -10,7 +10,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::{self, series};
-use crate::worker::{self, Program, Spare, StartError, Starting, Worker};
+use crate::worker::{self, Line, Program, Spare, StartError, Worker};
 
 use super::Figures;
 use super::budget::{Account, MemoryBudget, Purpose, Reservation};
@@ -67,6 +67,9 @@ pub(super) struct Supervisor {
     reserve: Reserve,
     freed: watch::Receiver<u64>,
     kill: CancellationToken,
+    /// For turns to start.
+    line: Line,
+    called: watch::Sender<bool>,
     /// What has not begun to start need not any more.
     closing: CancellationToken,
     retired: bool,
@@ -90,6 +93,8 @@ impl Supervisor {
         let (released_sender, released) = mpsc::channel(LEASES_MAX);
         let (account, freed) = (budget.account(), budget.freed());
         let told = metrics::Workers::new(&program.app);
+        let (called, receiver) = watch::channel(false);
+        let line = workers.starts.line(receiver);
         Self {
             workers,
             program,
@@ -108,6 +113,8 @@ impl Supervisor {
             reserve,
             freed,
             kill,
+            line,
+            called,
             closing: CancellationToken::new(),
             retired: false,
             killed: false,
@@ -253,6 +260,8 @@ impl Supervisor {
         let now = std::time::Instant::now();
         self.account.lack(lacking, self.program.limits.memory_bytes, now);
         self.account.offer(self.state.spare().map(|(_, offer)| offer), now);
+        let called = self.state.counts().waiting > 0;
+        self.called.send_if_modified(|before| std::mem::replace(before, called) != called);
     }
 
     /// Ends idle workers while callers of other pools lack their memory.
@@ -321,8 +330,9 @@ impl Supervisor {
         let program = Arc::clone(&self.program);
         let news = self.news_sender.clone();
         let under_way = self.reserve.start_begins(self.program.class());
-        let closing = self.closing.clone();
-        let task = self.tasks.spawn(live(config, program, news, id, spare, under_way, closing));
+        let (line, closing) = (self.line.clone(), self.closing.clone());
+        let start = Start { id, spare, under_way, line, closing };
+        let task = self.tasks.spawn(live(config, program, news, start));
         self.workers_by_task.insert(task.id(), id);
         self.reservations.insert(id, reservation);
     }
@@ -366,23 +376,32 @@ impl Supervisor {
     }
 }
 
-/// One worker's life, seen from outside. `under_way` until it is ready, or cannot be.
-async fn live(
-    config: Arc<worker::Config>,
-    program: Arc<Program>,
-    news: mpsc::Sender<(WorkerId, News)>,
+/// What a worker's life begins with.
+struct Start {
     id: WorkerId,
-    mut spare: Option<Spare>,
+    spare: Option<Spare>,
+    /// Until it is ready, or cannot be.
     under_way: UnderWay,
+    line: Line,
     closing: CancellationToken,
-) {
-    let began = Instant::now();
+}
+
+/// One worker's life, seen from outside.
+async fn live(config: Arc<worker::Config>, program: Arc<Program>, news: mpsc::Sender<(WorkerId, News)>, start: Start) {
+    let Start { id, mut spare, under_way, line, closing } = start;
     let (app, version) = (&program.app, &program.version);
     let failed = loop {
         let from_reserve = spare.is_some();
+        let mut began = Instant::now();
         let started = match spare.take() {
             Some(spare) => Worker::assign(Arc::clone(&config), Arc::clone(&program), spare).await,
-            None => start_afresh(&config, &program, &closing).await,
+            None => match line.clone().turn(&closing).await {
+                Some(turn) => {
+                    began = Instant::now(); // What it waited for its turn is no part of its start.
+                    Worker::spawn(Arc::clone(&config), Arc::clone(&program), turn).await
+                }
+                None => Err(StartError::Stopped),
+            },
         };
         let failed = match started {
             Ok((worker, starting)) => {
@@ -416,17 +435,4 @@ async fn live(
         }
         let _ = news.send((id, News::StartFailed(err))).await;
     }
-}
-
-/// In its turn, unless the pool closes before that.
-async fn start_afresh(
-    config: &Arc<worker::Config>,
-    program: &Arc<Program>,
-    closing: &CancellationToken,
-) -> Result<(Worker, Starting), StartError> {
-    let permit = tokio::select! {
-        permit = Arc::clone(&config.starts).acquire_owned() => permit.map_err(|_| StartError::Stopped)?,
-        () = closing.cancelled() => return Err(StartError::Stopped),
-    };
-    Worker::spawn(Arc::clone(config), Arc::clone(program), permit).await
 }

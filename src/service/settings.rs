@@ -1,9 +1,6 @@
 //! What each part takes of the configuration.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-
-use tokio::sync::Semaphore;
 
 use anyhow::Context;
 
@@ -30,7 +27,7 @@ pub(super) fn worker_config(
         shim,
         scratch: artifacts.tmp(),
         ready_timeout: config.ready_timeout,
-        starts: Arc::new(Semaphore::new(config.worker_starts())),
+        starts: worker::Starts::new(config.worker_starts()),
         init_timeout: config.init_timeout,
         result_bytes_max: config.result_bytes_max,
         log_limits: worker::LogLimits {

@@ -14,7 +14,7 @@ use serde_json::value::RawValue;
 use tempfile::TempDir;
 use tokio::io::AsyncReadExt;
 use tokio::sync::mpsc::error::TryRecvError;
-use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::codec::{Decoder, Encoder};
 
@@ -23,6 +23,7 @@ use crate::sandbox::{Child, Exit, Pipes};
 
 use super::logs::{Budget, Origin, Sink};
 use super::protocol::{self, Inbound, Response};
+use super::starts::Turn;
 use super::{Boot, Command, Config, FrameCodec, Job, OnFree, Program, Reply, StartError, death};
 use pipes::Io;
 
@@ -72,7 +73,7 @@ enum Phase {
     Booting {
         deadline: Instant,
         started: Started,
-        _permit: Option<OwnedSemaphorePermit>,
+        turn: Option<Turn>,
     },
     Initializing {
         deadline: Instant,
@@ -138,8 +139,8 @@ impl Driver {
         let io = Io::new(pipes, config.result_bytes_max + ENVELOPE_BYTES)?;
         let sink = Sink::new(config.logs.clone(), &program, &config.log_limits);
         let idle_budget = Budget::new(&config.log_limits);
-        let Boot { patience, permit } = boot;
-        let phase = Phase::Booting { deadline: spawned + patience, started, _permit: permit };
+        let Boot { patience, turn } = boot;
+        let phase = Phase::Booting { deadline: spawned + patience, started, turn };
         Some(Self {
             config,
             program,

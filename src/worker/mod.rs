@@ -11,6 +11,7 @@ mod logs;
 mod paths;
 mod protocol;
 mod spare;
+mod starts;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -18,7 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tempfile::TempDir;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 
 use crate::config::Egress;
@@ -33,6 +34,7 @@ pub use logs::LogLimits;
 pub use paths::{Lookup, Paths, Renamed};
 pub use protocol::Usage;
 pub use spare::{Class, Spare};
+pub use starts::{Line, Starts, Turn};
 
 /// More would only wait inside Node; the pool never leases more than `limits.concurrency`.
 const COMMANDS_QUEUED_MAX: usize = 128;
@@ -63,8 +65,7 @@ pub struct Config {
     pub scratch: PathBuf,
     /// From spawn until the shim is ready. Node hangs for ever if it cannot start a thread.
     pub ready_timeout: Duration,
-    /// A permit for each Node that may be starting, not yet ready, at a time.
-    pub starts: Arc<Semaphore>,
+    pub starts: Starts,
     /// For the initialization script and the loading of all functions.
     pub init_timeout: Duration,
     pub result_bytes_max: usize,
@@ -130,8 +131,8 @@ pub struct Job {
 struct Boot {
     /// For Node until it is ready, and then until it takes `initialize`.
     patience: Duration,
-    /// Until it is ready. `None`: it started before it was anybody's.
-    permit: Option<OwnedSemaphorePermit>,
+    /// `None`: it started before it was anybody's.
+    turn: Option<Turn>,
 }
 
 /// How a job ended. Comes at its timeout at the latest.
@@ -202,19 +203,14 @@ impl std::fmt::Debug for Command {
 }
 
 impl Worker {
-    /// Spawns a process, with a permit of `config.starts`, which goes back when Node is ready or is not going to be: nothing of the
-    /// tenant's runs before. Wait for [`Starting::ready`] before running jobs.
+    /// Spawns a process in its [`Turn`]. Wait for [`Starting::ready`] before running jobs.
     ///
     /// # Errors
     /// The process could not be run.
     ///
     /// # Cancel safety
     /// Dropping the future, or both of what it returns, ends the process.
-    pub async fn spawn(
-        config: Arc<Config>,
-        program: Arc<Program>,
-        permit: OwnedSemaphorePermit,
-    ) -> Result<(Self, Starting), StartError> {
+    pub async fn spawn(config: Arc<Config>, program: Arc<Program>, turn: Turn) -> Result<(Self, Starting), StartError> {
         let broken = |what: &str, err: &dyn std::fmt::Display| StartError::Broken(format!("{what}: {err}"));
         let scratch = match config.sandbox.report().mode.has_root() {
             true => None,
@@ -226,7 +222,7 @@ impl Worker {
         let spec = spec(&config, &program.limits, Some(&program), scratch.as_ref().map(TempDir::path));
         let mut child = config.sandbox.spawn(spec).await.map_err(|err: sandbox::Error| broken("spawn", &err))?;
         let pipes = child.take_pipes().ok_or_else(|| broken("spawn", &"the child has no pipes"))?;
-        let boot = Boot { patience: config.ready_timeout, permit: Some(permit) };
+        let boot = Boot { patience: config.ready_timeout, turn: Some(turn) };
         Self::drive(config, program, (child, pipes), scratch, boot)
     }
 
@@ -249,7 +245,7 @@ impl Worker {
             spare.end().await;
             return Err(StartError::Broken(err.to_string()));
         }
-        let boot = Boot { patience: SPARE_PATIENCE, permit: None };
+        let boot = Boot { patience: SPARE_PATIENCE, turn: None };
         Self::drive(config, program, (spare.child, spare.pipes), None, boot)
     }
 
