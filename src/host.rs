@@ -5,6 +5,7 @@
 mod account;
 
 use std::fs::File;
+use std::io::Read;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -148,7 +149,22 @@ pub fn find_tools(config: &Config) -> anyhow::Result<(PathBuf, PathBuf)> {
     if cli.extension().is_none_or(|extension| extension != "js") {
         bail!("npm: {} is not npm-cli.js; set `npm` to the npm-cli.js of your installation", cli.display());
     }
-    Ok((node.canonicalize().unwrap_or(node), cli))
+    let node = node.canonicalize().unwrap_or(node);
+    if is_script(&node) {
+        bail!(
+            "node: {} is a script, as version managers have them, and no program that could be a worker; set `node` to what this prints: \
+             node -p process.execPath",
+            node.display()
+        );
+    }
+    Ok((node, cli))
+}
+
+/// One that may be run and not read is none.
+fn is_script(program: &Path) -> bool {
+    let mut begin = [0; 2];
+    let read = File::open(program).and_then(|mut file| file.read(&mut begin));
+    read.is_ok() && begin == *b"#!"
 }
 
 fn prepare_data_directory(path: &Path, account: Option<&Account>) -> anyhow::Result<PathBuf> {

@@ -139,6 +139,9 @@ async fn a_configuration_that_is_wrong_is_refused_by_the_settings_name() {
     let short = tempfile::NamedTempFile::new().expect("temp file");
     std::fs::write(short.path(), "too short\n").expect("write");
     let short = format!("operator_token_file={}", short.path().display());
+    let script = tempfile::NamedTempFile::new().expect("temp file");
+    std::fs::write(script.path(), "#!/bin/sh\nexec node \"$@\"\n").expect("write");
+    let script = format!("node={}", script.path().display());
     let table = [
         ("waiting_maximum=7", "waiting_maximum"),
         ("idle_ttl=soon", "soon"),
@@ -155,6 +158,7 @@ async fn a_configuration_that_is_wrong_is_refused_by_the_settings_name() {
         ("operator_token_file=/nothing/here", "/nothing/here"),
         (&short, "16 characters"),
         ("node=/nothing/node", "/nothing/node"),
+        (&script, "process.execPath"),
         ("npm=/nothing/npm", "/nothing/npm"),
         ("npm=/bin/sh", "npm-cli.js"),
         ("drain_timeout=0s", "drain_timeout"),
