@@ -10,7 +10,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::{self, series};
-use crate::worker::{self, Line, Program, Spare, StartError, Worker};
+use crate::worker::{self, PoolStarts, Program, Spare, StartError, Worker};
 
 use super::Figures;
 use super::budget::{Account, MemoryBudget, Purpose, Reservation};
@@ -67,8 +67,7 @@ pub(super) struct Supervisor {
     reserve: Reserve,
     freed: watch::Receiver<u64>,
     kill: CancellationToken,
-    /// For turns to start.
-    line: Line,
+    starts: PoolStarts,
     called: watch::Sender<bool>,
     /// What has not begun to start need not any more.
     closing: CancellationToken,
@@ -94,7 +93,7 @@ impl Supervisor {
         let (account, freed) = (budget.account(), budget.freed());
         let told = metrics::Workers::new(&program.app);
         let (called, receiver) = watch::channel(false);
-        let line = workers.starts.line(receiver);
+        let starts = workers.starts.of_pool(receiver);
         Self {
             workers,
             program,
@@ -113,7 +112,7 @@ impl Supervisor {
             reserve,
             freed,
             kill,
-            line,
+            starts,
             called,
             closing: CancellationToken::new(),
             retired: false,
@@ -330,8 +329,8 @@ impl Supervisor {
         let program = Arc::clone(&self.program);
         let news = self.news_sender.clone();
         let under_way = self.reserve.start_begins(self.program.class());
-        let (line, closing) = (self.line.clone(), self.closing.clone());
-        let start = Start { id, spare, under_way, line, closing };
+        let (starts, closing) = (self.starts.clone(), self.closing.clone());
+        let start = Start { id, spare, under_way, starts, closing };
         let task = self.tasks.spawn(live(config, program, news, start));
         self.workers_by_task.insert(task.id(), id);
         self.reservations.insert(id, reservation);
@@ -382,23 +381,23 @@ struct Start {
     spare: Option<Spare>,
     /// Until it is ready, or cannot be.
     under_way: UnderWay,
-    line: Line,
+    starts: PoolStarts,
     closing: CancellationToken,
 }
 
 /// One worker's life, seen from outside.
 async fn live(config: Arc<worker::Config>, program: Arc<Program>, news: mpsc::Sender<(WorkerId, News)>, start: Start) {
-    let Start { id, mut spare, under_way, line, closing } = start;
+    let Start { id, mut spare, under_way, starts, closing } = start;
     let (app, version) = (&program.app, &program.version);
     let failed = loop {
         let from_reserve = spare.is_some();
         let mut began = Instant::now();
         let started = match spare.take() {
             Some(spare) => Worker::assign(Arc::clone(&config), Arc::clone(&program), spare).await,
-            None => match line.clone().turn(&closing).await {
-                Some(turn) => {
+            None => match starts.clone().permit(&closing).await {
+                Some(permit) => {
                     began = Instant::now(); // What it waited for its turn is no part of its start.
-                    Worker::spawn(Arc::clone(&config), Arc::clone(&program), turn).await
+                    Worker::spawn(Arc::clone(&config), Arc::clone(&program), permit).await
                 }
                 None => Err(StartError::Stopped),
             },

@@ -23,7 +23,7 @@ use crate::sandbox::{Child, Exit, Pipes};
 
 use super::logs::{Budget, Origin, Sink};
 use super::protocol::{self, Inbound, Response};
-use super::starts::Turn;
+use super::starts::StartPermit;
 use super::{Boot, Command, Config, FrameCodec, Job, OnFree, Program, Reply, StartError, death};
 use pipes::Io;
 
@@ -73,7 +73,7 @@ enum Phase {
     Booting {
         deadline: Instant,
         started: Started,
-        turn: Option<Turn>,
+        permit: Option<StartPermit>,
     },
     Initializing {
         deadline: Instant,
@@ -139,8 +139,8 @@ impl Driver {
         let io = Io::new(pipes, config.result_bytes_max + ENVELOPE_BYTES)?;
         let sink = Sink::new(config.logs.clone(), &program, &config.log_limits);
         let idle_budget = Budget::new(&config.log_limits);
-        let Boot { patience, turn } = boot;
-        let phase = Phase::Booting { deadline: spawned + patience, started, turn };
+        let Boot { patience, permit } = boot;
+        let phase = Phase::Booting { deadline: spawned + patience, started, permit };
         Some(Self {
             config,
             program,

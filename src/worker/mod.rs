@@ -34,7 +34,7 @@ pub use logs::LogLimits;
 pub use paths::{Lookup, Paths, Renamed};
 pub use protocol::Usage;
 pub use spare::{Class, Spare};
-pub use starts::{Line, Starts, Turn};
+pub use starts::{PoolStarts, StartPermit, Starts};
 
 /// More would only wait inside Node; the pool never leases more than `limits.concurrency`.
 const COMMANDS_QUEUED_MAX: usize = 128;
@@ -65,6 +65,7 @@ pub struct Config {
     pub scratch: PathBuf,
     /// From spawn until the shim is ready. Node hangs for ever if it cannot start a thread.
     pub ready_timeout: Duration,
+    /// Who may start afresh at the moment.
     pub starts: Starts,
     /// For the initialization script and the loading of all functions.
     pub init_timeout: Duration,
@@ -132,7 +133,7 @@ struct Boot {
     /// For Node until it is ready, and then until it takes `initialize`.
     patience: Duration,
     /// `None`: it started before it was anybody's.
-    turn: Option<Turn>,
+    permit: Option<StartPermit>,
 }
 
 /// How a job ended. Comes at its timeout at the latest.
@@ -203,14 +204,18 @@ impl std::fmt::Debug for Command {
 }
 
 impl Worker {
-    /// Spawns a process in its [`Turn`]. Wait for [`Starting::ready`] before running jobs.
+    /// Spawns a process, which keeps the permit until Node is ready. Wait for [`Starting::ready`] before running jobs.
     ///
     /// # Errors
     /// The process could not be run.
     ///
     /// # Cancel safety
     /// Dropping the future, or both of what it returns, ends the process.
-    pub async fn spawn(config: Arc<Config>, program: Arc<Program>, turn: Turn) -> Result<(Self, Starting), StartError> {
+    pub async fn spawn(
+        config: Arc<Config>,
+        program: Arc<Program>,
+        permit: StartPermit,
+    ) -> Result<(Self, Starting), StartError> {
         let broken = |what: &str, err: &dyn std::fmt::Display| StartError::Broken(format!("{what}: {err}"));
         let scratch = match config.sandbox.report().mode.has_root() {
             true => None,
@@ -222,7 +227,7 @@ impl Worker {
         let spec = spec(&config, &program.limits, Some(&program), scratch.as_ref().map(TempDir::path));
         let mut child = config.sandbox.spawn(spec).await.map_err(|err: sandbox::Error| broken("spawn", &err))?;
         let pipes = child.take_pipes().ok_or_else(|| broken("spawn", &"the child has no pipes"))?;
-        let boot = Boot { patience: config.ready_timeout, turn: Some(turn) };
+        let boot = Boot { patience: config.ready_timeout, permit: Some(permit) };
         Self::drive(config, program, (child, pipes), scratch, boot)
     }
 
@@ -245,7 +250,7 @@ impl Worker {
             spare.end().await;
             return Err(StartError::Broken(err.to_string()));
         }
-        let boot = Boot { patience: SPARE_PATIENCE, turn: None };
+        let boot = Boot { patience: SPARE_PATIENCE, permit: None };
         Self::drive(config, program, (spare.child, spare.pipes), None, boot)
     }
 

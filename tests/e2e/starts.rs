@@ -31,16 +31,15 @@ fn hold_up(server: &TestServer) -> Gate {
     gate
 }
 
-fn call(app: &TestApp) -> JoinHandle<Result<proto::InvokeResponse, Status>> {
+type Call = JoinHandle<Result<proto::InvokeResponse, Status>>;
+
+fn call(app: &TestApp) -> Call {
     let app = app.clone();
     tokio::spawn(async move { app.invoke(LOGIN, r#"{"username":"jane"}"#).await })
 }
 
 /// Apps that have been called and whose workers are on their way.
-async fn called(
-    server: &TestServer,
-    apps: &[&str],
-) -> Vec<(TestApp, JoinHandle<Result<proto::InvokeResponse, Status>>)> {
+async fn called(server: &TestServer, apps: &[&str]) -> Vec<(TestApp, Call)> {
     let mut calls = Vec::new();
     for app in apps {
         let app = server.app(app);
@@ -89,8 +88,7 @@ async fn a_node_that_hangs_keeps_none_from_its_turn_and_nothing_waits_for_one_in
 
 #[tokio::test]
 async fn a_long_initialization_takes_no_other_workers_turn() {
-    let server =
-        TestServer::with(&["reserve_workers=0", "worker_starts_max=1", "init_timeout=1h", "wait_max=1m"]).await;
+    let server = service("worker_starts_max=1").await;
     let gate = Gate::new(&server);
     let waits = format!(
         "const open = () => require('fs').existsSync('{}');

@@ -11,11 +11,11 @@ use super::{Driver, KillCause, Phase};
 impl Driver {
     pub(super) fn ready(&mut self, node: &str) {
         let phase = std::mem::replace(&mut self.phase, Phase::Serving);
-        let Phase::Booting { started, turn, .. } = phase else {
+        let Phase::Booting { started, permit, .. } = phase else {
             self.phase = phase;
             return self.kill(KillCause::Protocol("it was ready twice".to_owned()));
         };
-        drop(turn); // What follows is the tenant's.
+        drop(permit); // What follows is the tenant's.
         tracing::trace!(pid = self.child.pid(), node, "worker is ready");
         let id = format!("{:016x}", rand::random::<u64>());
         let limits = self.config.log_limits;
